@@ -1,0 +1,288 @@
+"""The configuration of a run: plain typed dataclasses, values only.
+
+A config is data. It names its model, dataset, optimizer and schedule; the code that knows those names checks them.
+`override` and `validate` give every mistake as one line. Fields that are `None` mean "the default of what is named".
+"""
+
+import copy
+import dataclasses
+import types
+import typing
+from dataclasses import dataclass, field
+from typing import Any, Optional
+
+from flaxonomy.errors import UserError, unknown
+
+
+@dataclass
+class Model:
+  """Which model, and the fields of its module."""
+
+  name: str = "deep_convnet"  # registry name, see flaxonomy.models.MODELS
+  fields: dict = field(default_factory=dict)  # module fields, e.g. {"dropout": 0.5}; num_classes comes from the data
+
+
+@dataclass
+class Augment:
+  """Random changes to training images, on the device. Zero, False or None switches one off.
+
+  The order is fixed: one affine map (random-resized crop, crop, scale, rotation, translation, flips), colour,
+  cutout, mixup.
+  """
+
+  random_resized_crop: Optional[tuple[float, float]] = None  # (least, most) area of the crop, Szegedy et al. 2014
+  crop_padding: int = 0  # pad by this many pixels and crop back at random, He et al. 2015
+  rotate: float = 0.0  # at most this many degrees either way
+  translate: float = 0.0  # at most this share of height and width either way
+  scale: Optional[tuple[float, float]] = None  # zoom factor drawn from (least, most); above 1 enlarges
+  flip_horizontal: bool = False
+  flip_vertical: bool = False
+  brightness: float = 0.0  # added offset, at most this share of full scale either way
+  contrast: float = 0.0  # contrast factor drawn from [1 - c, 1 + c] about the image's mean
+  cutout: int = 0  # side of the square set to zero, in pixels, DeVries and Taylor 2017
+  mixup: float = 0.0  # alpha of the Beta distribution, Zhang et al. 2018
+
+
+@dataclass
+class Data:
+  """Which dataset, how it is read, batched and changed."""
+
+  name: str = "digits"  # a TFDS name, one of our own builders, or "folder"
+  data_dir: Optional[str] = None  # where TFDS datasets lie prepared, or the image folder; None: the private cache
+  train_split: str = "train"  # a TFDS split, e.g. "train[:90%]"
+  eval_split: str = "test"
+  image_size: Optional[tuple[int, int]] = None  # (height, width) to resize to, bilinear; None: as stored
+  channels: Optional[int] = None  # 1 (grey) or 3 (colour); None: as stored
+  batch_size: int = 128  # global, over all devices and processes
+  eval_batch_size: int = 500
+  on_device: Optional[bool] = None  # keep the whole set on the devices; None: if it is under on_device_limit
+  on_device_limit: int = 512  # MiB of decoded examples
+  workers: int = 0  # Grain worker processes; 0 reads with threads
+  mean: tuple[float, ...] = (0.0,)  # subtracted after scaling to [0, 1], for each channel or for all
+  std: tuple[float, ...] = (1.0,)  # divided by after that
+  augment: Augment = field(default_factory=Augment)
+
+
+@dataclass
+class Optim:
+  """Optimizer and learning-rate schedule, by name; see train/optim.py for each one's defaults."""
+
+  name: str = "adam"
+  lr: float = 1e-3  # the schedule's peak
+  momentum: Optional[float] = None
+  b1: Optional[float] = None
+  b2: Optional[float] = None
+  rho: Optional[float] = None  # adadelta's and rmsprop's decay of the mean square
+  eps: Optional[float] = None
+  centered: bool = False  # rmsprop: subtract the squared mean gradient
+  weight_decay: float = 0.0  # L2 in the gradient for sgd to adam; decoupled for adamw, lamb, muon; LARS's own for lars
+  weight_decay_exclude: tuple[str, ...] = (r"(^|/)(bias|scale)$",)  # regular expressions searched in "module/leaf"
+  freeze: tuple[str, ...] = ()  # regular expressions: matching parameters are never changed
+  clip_norm: Optional[float] = None  # global norm to which gradients are clipped
+  schedule: str = "constant"
+  warmup_steps: int = 0  # linear from 0 before the schedule starts (noam: its own warm-up)
+  boundaries: tuple[int, ...] = ()  # step: multiply by decay_rate at each of these steps
+  decay_rate: float = 0.1  # step, exponential: the factor
+  decay_every: int = 1  # exponential: steps for one factor
+  staircase: bool = False  # exponential: change only every decay_every steps
+  final_fraction: float = 0.0  # cosine, linear: lr at the end as a share of the peak
+  one_cycle_start: float = 0.04  # one-cycle: first lr as a share of the peak
+  one_cycle_peak: float = 0.3  # one-cycle: when the peak is reached, as a share of all steps
+  one_cycle_end: float = 1e-4  # one-cycle: last lr as a share of the first
+  model_size: int = 512  # noam: d_model
+
+
+@dataclass
+class Train:
+  """How long, how often, how precisely and on what."""
+
+  steps: int = 1000
+  eval_every: Optional[int] = None  # steps; None: ten times a run. Also evaluated at the end
+  checkpoint_every: Optional[int] = None  # steps; None: as eval_every
+  log_every: int = 10  # steps between rows of metrics.jsonl
+  keep_last: int = 3  # checkpoints
+  keep_best: int = 1  # checkpoints with the best best_metric
+  best_metric: Optional[str] = None  # None: the task's own; a leading "-" means lower is better
+  steps_per_dispatch: Optional[int] = None  # steps in one compiled loop; None: 1 on CPUs, 16 elsewhere
+  accumulate: int = 1  # microbatches of which the gradients are summed before one update
+  label_smoothing: float = 0.0
+  ema_decay: Optional[float] = None  # evaluate an exponential moving average of the parameters
+  sync_batchnorm: bool = True  # batch statistics over all devices rather than each one's own
+  zero: bool = False  # shard parameters and optimizer state over the devices
+  dtype: str = "float32"  # compute: "float32" or "bfloat16"; parameters and losses stay float32
+  devices: Optional[int] = None  # use the first so many; None: all
+  cpu_devices: int = 2  # without an accelerator launch.py splits the CPU into so many devices
+  tensorboard: Optional[bool] = None  # write TensorBoard events; None: if tensorboardX is installed
+
+
+@dataclass
+class Config:
+  """One run: a function of this and nothing else."""
+
+  task: str = "classification"
+  model: Model = field(default_factory=Model)
+  data: Data = field(default_factory=Data)
+  optim: Optim = field(default_factory=Optim)
+  train: Train = field(default_factory=Train)
+  seed: int = 0
+
+
+def override(config: Config, changes: dict[str, Any]) -> Config:
+  """A new config with some fields changed.
+
+  Args:
+    config: left as it is.
+    changes: {"optim.lr": 1e-3, ...}; below a dict field any key is taken: {"model.fields.dropout": 0.2}.
+
+  Returns:
+    A deep copy with the changes, validated.
+
+  Raises:
+    UserError: unknown field or wrong type, with the nearest names.
+  """
+  config = copy.deepcopy(config)
+  for path, value in changes.items():
+    check_field(path)
+    *parents, last = path.split(".")
+    holder = config
+    for name in parents:
+      holder = holder.setdefault(name, {}) if isinstance(holder, dict) else getattr(holder, name)
+    if isinstance(holder, dict):
+      holder[last] = value
+    else:
+      setattr(holder, last, value)
+  return validate(config)
+
+
+def check_field(path: str) -> type:
+  """The annotated type of a dotted field; below a dict field, `object`.
+
+  Raises:
+    UserError: there is no such field, or it is a group of fields.
+  """
+  kind = Config
+  names = path.split(".")
+  for i, name in enumerate(names):
+    if kind is dict:
+      return object
+    fields = {f.name: f.type for f in dataclasses.fields(kind)} if dataclasses.is_dataclass(kind) else {}
+    if name not in fields:
+      every = list(field_types())
+      raise unknown("config field", path, [p for p in every if p.startswith(".".join(names[:i]))] or every)
+    kind = fields[name]
+  if dataclasses.is_dataclass(kind):
+    inside = [f"{path}.{f.name}" for f in dataclasses.fields(kind)]
+    raise UserError(f"config field {path!r} is a group; set one of its fields: {', '.join(inside)}")
+  return kind
+
+
+def field_types(kind: type = Config, prefix: str = "") -> dict[str, Any]:
+  """{dotted field: annotated type} of every leaf field."""
+  found = {}
+  for f in dataclasses.fields(kind):
+    if dataclasses.is_dataclass(f.type):
+      found |= field_types(f.type, f"{prefix}{f.name}.")
+    else:
+      found[prefix + f.name] = f.type
+  return found
+
+
+def validate(config: Config) -> Config:
+  """The config itself, once every field has been found to have its type and a possible value.
+
+  Integers are taken for float fields (and stored as floats), lists for tuples.
+
+  Raises:
+    UserError: names the field, what it must be and what it is.
+  """
+  for path, kind in field_types().items():
+    *parents, last = path.split(".")
+    holder = config
+    for name in parents:
+      holder = getattr(holder, name)
+    value = getattr(holder, last)
+    try:
+      setattr(holder, last, _convert(value, kind))
+    except TypeError:
+      raise UserError(
+        f"config field {path!r} must be {_describe(kind)}, not {value!r} ({type(value).__name__})"
+      ) from None
+  for path, least in _AT_LEAST.items():
+    value = flatten(config)[path]
+    if value is not None and value < least:
+      raise UserError(f"config field {path!r} must be at least {least}, not {value}")
+  if config.train.dtype not in ("float32", "bfloat16"):
+    raise unknown("train.dtype", config.train.dtype, ["float32", "bfloat16"])
+  return config
+
+
+_AT_LEAST = {
+  "data.batch_size": 1, "data.eval_batch_size": 1, "data.workers": 0, "data.augment.crop_padding": 0,
+  "train.steps": 1, "train.eval_every": 1, "train.checkpoint_every": 1, "train.log_every": 1, "train.keep_last": 1,
+  "train.keep_best": 0, "train.steps_per_dispatch": 1, "train.accumulate": 1, "train.devices": 1,
+  "train.cpu_devices": 1,  "optim.lr": 0, "optim.warmup_steps": 0, "optim.decay_every": 1, "seed": 0,
+}  # fmt: skip
+
+
+def _convert(value, kind):
+  """The value as the annotated type; TypeError if it is of another."""
+  origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+  if origin in (typing.Union, types.UnionType):
+    return None if value is None else _convert(value, next(a for a in arguments if a is not type(None)))
+  if origin is tuple:
+    if not isinstance(value, (tuple, list)):
+      raise TypeError
+    if arguments[-1] is not Ellipsis and len(value) != len(arguments):
+      raise TypeError
+    kinds = [arguments[0]] * len(value) if arguments[-1] is Ellipsis else arguments
+    return tuple(_convert(v, k) for v, k in zip(value, kinds))
+  if kind is float and isinstance(value, int) and not isinstance(value, bool):
+    return float(value)
+  if kind is dict and isinstance(value, dict):
+    return {k: tuple(v) if isinstance(v, list) else v for k, v in value.items()}  # as JSON reads tuples back
+  if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+    raise TypeError
+  return value
+
+
+def _describe(kind) -> str:
+  origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+  if origin in (typing.Union, types.UnionType):
+    return " or None".join(_describe(a) for a in arguments if a is not type(None)) + " or None"
+  if origin is tuple:
+    return f"a tuple of {arguments[0].__name__}" + ("" if arguments[-1] is Ellipsis else f", {len(arguments)} long")
+  return kind.__name__
+
+
+def flatten(config: Config) -> dict[str, Any]:
+  """{dotted field: value} of every leaf field."""
+  found = {}
+  for path in field_types():
+    value = config
+    for name in path.split("."):
+      value = getattr(value, name)
+    found[path] = value
+  return found
+
+
+def to_dict(config: Config) -> dict:
+  """Nested dict of plain values, as config.json holds it."""
+  return dataclasses.asdict(config)
+
+
+def from_dict(values: dict) -> Config:
+  """The config that `to_dict` wrote; fields that a later version added keep their defaults.
+
+  Raises:
+    UserError: a field that does not exist, or a value of the wrong type.
+  """
+
+  def leaves(tree, kind, prefix):
+    for name, value in tree.items():
+      inner = {f.name: f.type for f in dataclasses.fields(kind)}.get(name)
+      if dataclasses.is_dataclass(inner) and isinstance(value, dict):
+        yield from leaves(value, inner, f"{prefix}{name}.")
+      else:
+        yield prefix + name, value
+
+  return override(Config(), dict(leaves(values, Config, "")))

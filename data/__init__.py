@@ -1,0 +1,10 @@
+"""Datasets, batches and augmentation; knows no model.
+
+A batch is a dict of arrays of fixed shape, B examples on every device or in all:
+
+  image   [B, H, W, C] uint8 (float32 once `augment` has normalised it)
+  label   [B] int32
+  index   [B] int32, the example's place in its split: keys its randomness
+  mask    [B] float32, 1 for an example, 0 for padding at the end of an evaluation
+  label2  [B] int32 and mix [B] float32, after mixup only: the partner's label and the share of the example's own
+"""

@@ -1,0 +1,16 @@
+"""Our own TFDS builders, by name, and the private folder in which they prepare their files."""
+
+import os
+from pathlib import Path
+
+BUILDERS = {
+  "digits": "flaxonomy.data.datasets.digits:Digits",
+}
+
+
+def cache_folder() -> Path:
+  """The private folder for what can be made again: $FLAXONOMY_CACHE, else flaxonomy in the user's cache."""
+  root = os.environ.get("FLAXONOMY_CACHE")
+  folder = Path(root) if root else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "flaxonomy"
+  folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+  return folder

@@ -1,0 +1,69 @@
+"""Image files and encoded images to arrays."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+from flaxonomy.errors import UserError
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
+_MODES = {1: "L", 3: "RGB"}
+
+
+def decode(source, channels: int | None = None, size: tuple[int, int] | None = None) -> np.ndarray:
+  """An image as an array.
+
+  Args:
+    source: encoded bytes, a path, or an array [H, W] or [H, W, C] uint8.
+    channels: 1 for grey, 3 for colour; None: grey stays grey, everything else becomes colour.
+    size: (height, width) to resize to, bilinear with antialiasing; None: as it is.
+
+  Returns:
+    [H, W, C] uint8, turned upright by its EXIF orientation.
+
+  Raises:
+    UserError: not an image.
+  """
+  if isinstance(source, np.ndarray):
+    image = Image.fromarray(source[..., 0] if source.ndim == 3 and source.shape[-1] == 1 else source)
+  else:
+    try:
+      image = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
+      image = ImageOps.exif_transpose(image)
+    except (UnidentifiedImageError, OSError) as error:
+      raise UserError(f"cannot read image {_name(source)}: {error}") from None
+  if image.mode.startswith("I;16") or image.mode == "I":  # 16 bits: keep the high byte
+    image = Image.fromarray((np.asarray(image, np.uint32) >> 8).astype(np.uint8))
+  mode = _MODES[channels] if channels else ("L" if image.mode in ("1", "L") else "RGB")
+  if image.mode != mode:
+    image = image.convert(mode)
+  if size and (image.height, image.width) != tuple(size):
+    image = image.resize((size[1], size[0]), Image.Resampling.BILINEAR)
+  array = np.asarray(image)
+  return array[..., None] if array.ndim == 2 else array
+
+
+def _name(source) -> str:
+  return f"of {len(source)} bytes" if isinstance(source, bytes) else repr(str(source))
+
+
+def find(inputs: list[str]) -> list[Path]:
+  """The image files that paths name: files as they are, folders with all images below them, sorted.
+
+  Raises:
+    UserError: a path that does not exist, or a folder without images.
+  """
+  found = []
+  for given in inputs:
+    path = Path(given)
+    if path.is_dir():
+      inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES)
+      if not inside:
+        raise UserError(f"no images in folder {given!r} (looked for {' '.join(SUFFIXES)})")
+      found += inside
+    elif path.exists():
+      found.append(path)
+    else:
+      raise UserError(f"no such image file or folder: {given!r}")
+  return found

@@ -1,0 +1,297 @@
+"""From a source to fixed-shape, masked batches on the devices.
+
+The order of training examples is a pure function of (seed, position): epoch e is a permutation keyed by (seed, e), and
+step s takes the positions s B .. (s + 1) B - 1 of the endless stream. So the data position is the step, for any number
+of devices, processes and workers, and nothing else need be saved.
+
+Small datasets are put on the devices once, and the compiled step gathers its examples by index; others are read by
+Grain and sent two dispatches ahead. Both give the same batches, bit for bit.
+"""
+
+import collections
+import functools
+import itertools
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flaxonomy.data import images, sources
+from flaxonomy.errors import UserError
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+AHEAD = 2  # dispatches whose items are on the devices before they are needed
+
+
+class Info(NamedTuple):
+  """What a task must know of its data; kept in the workdir."""
+
+  name: str
+  class_names: tuple[str, ...]
+  image_shape: tuple[int, int, int]
+
+
+class Feed(NamedTuple):
+  """One split on its way to the devices.
+
+  Attributes:
+    size: examples in the split.
+    resident: arrays that stay on the devices, replicated: the whole split, or nothing.
+    fetch: (resident, item) -> batch, inside the compiled step, per device.
+    train_items: (first step, counts, most) -> items on the devices, one for each count: trees with leading axes
+      [most, B], of which the first `count` are used.
+    eval_items: () -> items with a leading axis [B], every example once, the last batch padded.
+    read: indices -> batch of NumPy arrays, on the host.
+  """
+
+  size: int
+  resident: dict
+  fetch: Callable[[dict, dict], dict]
+  train_items: Callable[[int, Iterable[int], int], Iterator[dict]]
+  eval_items: Callable[[], Iterator[dict]]
+  read: Callable[[Iterable[int]], dict]
+
+
+class Reader:
+  """Examples by index, decoded: what Grain maps. Picklable, for its worker processes.
+
+  Index -1 is padding: zeros with mask 0.
+  """
+
+  def __init__(self, source: sources.Source, shape: tuple[int, int, int], name: str):
+    self.records, self.classes, self.shape, self.name = source.records, len(source.class_names), shape, name
+
+  def __call__(self, index) -> dict:
+    """The decoded example of an index."""
+    index = int(index)
+    if index < 0:
+      image, label = np.zeros(self.shape, np.uint8), 0
+    else:
+      record = self.records[index]
+      image, label = images.decode(record["image"], self.shape[2], self.shape[:2]), int(record["label"])
+    return {"image": image, "label": np.int32(label), "index": np.int32(index), "mask": np.float32(index >= 0)}
+
+
+class Order:
+  """The endless stream of training examples: order[position] is an index."""
+
+  def __init__(self, size: int, seed: int):
+    self.size, self.seed = size, seed
+    self._epoch = functools.lru_cache(2)(self._shuffle)
+
+  def _shuffle(self, epoch):
+    # Sorting raw bits: NumPy promises this stream for ever, and not that of its own shuffles.
+    return np.argsort(np.random.PCG64([self.seed, epoch]).random_raw(self.size), kind="stable").astype(np.int32)
+
+  def rows(self, first: int, count: int) -> np.ndarray:
+    """Indices [count] at the positions from `first`."""
+    positions = np.arange(first, first + count)
+    epochs = positions // self.size
+    return np.concatenate([self._epoch(int(e))[positions[epochs == e] % self.size] for e in np.unique(epochs)])
+
+  def __getstate__(self):
+    return self.size, self.seed
+
+  def __setstate__(self, state):
+    self.__init__(*state)
+
+
+def image_shape(config, source: sources.Source) -> tuple[int, int, int]:
+  """[H, W, C] of every decoded image.
+
+  Args:
+    config: configs.base.Data; `image_size` and `channels` are used.
+    source: an opened split.
+
+  Raises:
+    UserError: the images differ in size and no size is configured.
+  """
+  shape = source.shape
+  if shape is None:
+    if config.image_size is None:
+      raise UserError(f"the images of dataset {config.name!r} may differ in size; set config field 'data.image_size'")
+    shape = images.decode(source.records[0]["image"]).shape
+  return (*(config.image_size or shape[:2]), config.channels or shape[2])
+
+
+def open_feed(config, split: str, seed: int, batch_size: int, mesh) -> tuple[Feed, Info]:
+  """Opens a split for training and evaluation.
+
+  Args:
+    config: configs.base.Data.
+    split: a TFDS split.
+    seed: of the order of training examples.
+    batch_size: examples of a batch, over all devices; divisible by them.
+    mesh: the devices, one axis.
+
+  Returns:
+    (Feed, Info)
+
+  Raises:
+    UserError: see `sources.open_source` and `image_shape`.
+  """
+  source = sources.open_source(config, split)
+  shape = image_shape(config, source)
+  reader, size = Reader(source, shape, config.name), len(source.records)
+  on_device = config.on_device
+  if on_device is None:
+    on_device = size * int(np.prod(shape)) <= config.on_device_limit * 2**20
+  order = Order(size, seed)
+  make = _resident if on_device else _streamed
+  return make(reader, size, order, batch_size, config.workers, mesh), Info(config.name, source.class_names, shape)
+
+
+def _read(reader, indices) -> dict:
+  """A batch of NumPy arrays."""
+  rows = [reader(i) for i in indices]
+  return {key: np.stack([row[key] for row in rows]) for key in rows[0]}
+
+
+def _place(tree, mesh, spec):
+  """This process's rows of a global batch, onto its devices."""
+  return jax.tree.map(lambda x: jax.make_array_from_process_local_data(NamedSharding(mesh, spec), x), tree)
+
+
+def _ahead(items: Iterator, count: int = AHEAD) -> Iterator:
+  """The same items, `count` of them made before they are asked for, so that transfers overlap with computation."""
+  queue = collections.deque(itertools.islice(items, count))
+  while queue:
+    yield queue.popleft()
+    queue.extend(itertools.islice(items, 1))
+
+
+def _own_rows(rows: np.ndarray) -> np.ndarray:
+  """The part of the last axis that belongs to this process."""
+  share = rows.shape[-1] // jax.process_count()
+  return rows[..., jax.process_index() * share :][..., :share]
+
+
+def _padded(size: int, batch_size: int) -> np.ndarray:
+  """[batches, B] every index once, then -1."""
+  batches = -(-size // batch_size)
+  return np.append(np.arange(size), np.full(batches * batch_size - size, -1)).reshape(batches, batch_size)
+
+
+def _resident(reader, size, order, batch_size, workers, mesh) -> Feed:
+  """The whole split on the devices; items are indices."""
+  whole = _read(reader, range(size))
+  examples = {"image": whole["image"], "label": whole["label"]}
+  resident = jax.device_put(examples, NamedSharding(mesh, P()))
+
+  def fetch(resident, item):
+    mask = item["index"] >= 0
+    at = jnp.maximum(item["index"], 0)
+    batch = {key: jnp.where(mask.reshape(-1, *[1] * (x.ndim - 1)), x[at], 0) for key, x in resident.items()}
+    return batch | {"index": item["index"], "mask": mask.astype(jnp.float32)}
+
+  def train_items(start, counts, most):
+    def make(step, count):
+      rows = order.rows(step * batch_size, count * batch_size).reshape(count, batch_size)
+      rows = np.pad(rows, ((0, most - count), (0, 0)))
+      return _place({"index": _own_rows(rows).astype(np.int32)}, mesh, P(None, *mesh.axis_names))
+
+    return _ahead(make(step, count) for step, count in _steps(start, counts))
+
+  def eval_items():
+    rows = _own_rows(_padded(size, batch_size)).astype(np.int32)
+    return _ahead(_place({"index": row}, mesh, P(*mesh.axis_names)) for row in rows)
+
+  return Feed(
+    size, resident, fetch, train_items, eval_items, lambda indices: {k: v[list(indices)] for k, v in whole.items()}
+  )
+
+
+def _steps(start, counts):
+  """(first step, count) of each dispatch."""
+  for count in counts:
+    yield start, count
+    start += count
+
+
+def _streamed(reader, size, order, batch_size, workers, mesh) -> Feed:
+  """Examples read by Grain; items are whole batches."""
+
+  def train_items(start, counts, most):
+    stream = _grain(_Positions(order, batch_size), reader, batch_size, workers, start * batch_size)
+
+    def make(count):
+      batches = [next(stream) for _ in range(count)]
+      batches += [batches[0]] * (most - count)  # never used: the compiled loop stops before them
+      stacked = {key: np.stack([b[key] for b in batches]) for key in batches[0]}
+      return _place(stacked, mesh, P(None, *mesh.axis_names))
+
+    try:
+      yield from _ahead(make(count) for count in counts)
+    finally:
+      stream.close()
+
+  def eval_items():
+    stream = _grain(_Listed(_padded(size, batch_size).reshape(-1), batch_size), reader, batch_size, workers, 0)
+    try:
+      yield from _ahead(_place(batch, mesh, P(*mesh.axis_names)) for batch in stream)
+    finally:
+      stream.close()
+
+  def fetch(resident, item):
+    return item
+
+  return Feed(size, {}, fetch, train_items, eval_items, functools.partial(_read, reader))
+
+
+class _Positions:
+  """The endless stream as Grain reads it: `_blocked` positions of an `Order`."""
+
+  def __init__(self, order, batch_size):
+    self.order, self.batch_size = order, batch_size
+    self.processes = jax.process_count()
+
+  def __len__(self):
+    return 2**60
+
+  def __getitem__(self, i):
+    return self.order.rows(_blocked(int(i), self.batch_size, self.processes), 1)[0]
+
+
+class _Listed(_Positions):
+  """A finite list of indices as Grain reads it."""
+
+  def __len__(self):
+    return len(self.order)
+
+  def __getitem__(self, i):
+    return self.order[_blocked(int(i), self.batch_size, self.processes)]
+
+
+def _blocked(i: int, batch_size: int, processes: int) -> int:
+  """Grain deals a batch out to processes row by row; so reordered, each gets a block of neighbouring rows instead."""
+  batch, row = divmod(i, batch_size)
+  return batch * batch_size + (row % processes) * (batch_size // processes) + row // processes
+
+
+def _grain(positions, reader, batch_size, workers, start) -> Iterator[dict]:
+  """Batches of this process's rows from a Grain iterator whose state is one integer, the next global position."""
+  import grain
+  from absl import flags
+  from grain import experimental
+
+  multiprocessing = None
+  if workers:
+    flags.FLAGS.is_parsed() or flags.FLAGS.mark_as_parsed()  # Grain's workers read an absl flag
+    multiprocessing = grain.multiprocessing.MultiprocessingOptions(num_workers=workers)
+  iterator = iter(
+    experimental.ElasticIterator(
+      grain.MapDataset.source(positions).map(reader),
+      batch_size,
+      grain.sharding.ShardOptions(shard_index=jax.process_index(), shard_count=jax.process_count()),
+      multiprocessing_options=multiprocessing,
+    )
+  )
+  iterator.set_state({"global_next_index": start})
+  return iterator
+
+
+def steps_of(data_state: dict[str, Any]) -> int:
+  """The step at which a saved data position resumes."""
+  return data_state["next_position"] // data_state["batch_size"]

@@ -1,0 +1,186 @@
+"""Datasets by name: random access to the encoded examples of a split, with the names of the classes.
+
+Three kinds: our own TFDS builders, prepared on first use; any TFDS dataset prepared on disk as ArrayRecord; a folder of
+images with a sub-folder for each class.
+"""
+
+import contextlib
+import difflib
+import importlib
+import io
+import re
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from flaxonomy.data import images
+from flaxonomy.data.datasets import BUILDERS, cache_folder
+from flaxonomy.errors import UserError, unknown
+
+
+class Source(NamedTuple):
+  """The examples of one split.
+
+  Attributes:
+    records: random access; records[i] is {"image": encoded bytes or a path, "label": int}.
+    class_names: of the labels 0, 1, ...
+    shape: [H, W, C] of the stored images, None where they differ.
+  """
+
+  records: Sequence
+  class_names: tuple[str, ...]
+  shape: tuple | None
+
+
+def open_source(config, split: str) -> Source:
+  """The source that a config names.
+
+  Args:
+    config: configs.base.Data; `name` and `data_dir` are used.
+    split: a TFDS split such as "train[:90%]".
+
+  Raises:
+    UserError: unknown dataset or split; not prepared, or prepared as TFRecord, with the line to type.
+  """
+  if config.name == "folder":
+    return _folder(config, split)
+  import tensorflow_datasets as tfds
+
+  builder = _own(config, tfds) if config.name in BUILDERS else _prepared(config, tfds)
+  return _tfds(builder, split, config.name, tfds)
+
+
+def _own(config, tfds):
+  """One of our own builders, prepared on first use."""
+  module, symbol = BUILDERS[config.name].split(":")
+  folder = config.data_dir or cache_folder() / "tfds"
+  builder = getattr(importlib.import_module(module), symbol)(data_dir=str(folder), file_format="array_record")
+  if not builder.is_prepared():
+    tfds.disable_progress_bar()
+    with contextlib.redirect_stdout(io.StringIO()):
+      builder.download_and_prepare()
+  return builder
+
+
+def _prepared(config, tfds):
+  """A TFDS dataset that lies prepared on disk."""
+  try:
+    builder = tfds.builder(config.name, data_dir=config.data_dir)
+  except tfds.core.DatasetNotFoundError:
+    raise unknown("dataset", config.name, _names(config, tfds), "(config field 'data.name')") from None
+  except (AssertionError, ValueError) as error:
+    raise UserError(f"dataset {config.name!r}: {_first_line(error)}") from None
+  folder = Path(builder.data_dir)
+  if not builder.is_prepared():
+    where = config.data_dir or "~/tensorflow_datasets"
+    make = f"tfds.builder({config.name!r}, data_dir={where!r}, file_format='array_record').download_and_prepare()"
+    raise UserError(
+      f"dataset {config.name!r} is not prepared in {where!r} (config field 'data.data_dir'); where there is a network, "
+      f'type: python -c "import tensorflow_datasets as tfds; {make}"'
+    )
+  if builder.info.file_format is not None and builder.info.file_format.value == "tfrecord":
+    raise UserError(
+      f"dataset {config.name!r} in {str(folder)!r} is in TFRecord format, which has no random access; type (once, with "
+      f"tensorflow installed): tfds convert_format --dataset_version_dir={folder} --out_file_format=array_record "
+      f"--out_dir={folder.parent}-array_record/{folder.name}"
+    )
+  return builder
+
+
+def _names(config, tfds) -> list[str]:
+  """Names near enough to be meant: ours, those in the data folder, and TFDS's that resemble it."""
+  folder = Path(config.data_dir) if config.data_dir else None
+  local = [p.name for p in folder.iterdir() if p.is_dir()] if folder and folder.is_dir() else []
+  near = difflib.get_close_matches(config.name, tfds.list_builders(with_community_datasets=False), n=3)
+  return [*BUILDERS, "folder", *local, *near]
+
+
+def _first_line(error) -> str:
+  return str(error).strip().splitlines()[0]
+
+
+def _tfds(builder, split, name, tfds) -> Source:
+  features = builder.info.features
+  kinds = {"image": tfds.features.Image, "label": tfds.features.ClassLabel}
+  keys = {ours: next((k for k, f in features.items() if isinstance(f, kind)), None) for ours, kind in kinds.items()}
+  if None in keys.values():
+    have = ", ".join(f"{k} ({type(f).__name__})" for k, f in features.items())
+    raise UserError(f"dataset {name!r} has no image with a class label; its features are {have}")
+  try:
+    skip = {keys["image"]: tfds.decode.SkipDecoding()}
+    records = builder.as_data_source(split, decoders=skip)
+  except ValueError as error:
+    if "split" in str(error).lower():
+      raise unknown(f"split of dataset {name!r}:", split, builder.info.splits, "(train_split, eval_split)") from None
+    raise UserError(f"dataset {name!r}, split {split!r}: {_first_line(error)}") from None
+  except NotImplementedError as error:
+    raise UserError(f"dataset {name!r}: {_first_line(error)}") from None
+  shape = tuple(features[keys["image"]].shape)
+  shape = None if None in shape else shape
+  return Source(_Renamed(records, keys), tuple(features[keys["label"]].names), shape)
+
+
+class _Renamed(Sequence):
+  """A TFDS data source under our names. Importable and picklable: Grain's worker processes get a copy."""
+
+  def __init__(self, records, keys):
+    self.records, self.keys = records, keys
+
+  def __len__(self):
+    return len(self.records)
+
+  def __getitem__(self, i):
+    record = self.records[i]
+    return {ours: record[theirs] for ours, theirs in self.keys.items()}
+
+
+class _Files(Sequence):
+  """Image files with their labels."""
+
+  def __init__(self, files, labels):
+    self.files, self.labels = files, labels
+
+  def __len__(self):
+    return len(self.files)
+
+  def __getitem__(self, i):
+    return {"image": self.files[i], "label": self.labels[i]}
+
+
+def _folder(config, split) -> Source:
+  """A folder of images: ROOT/SPLIT/CLASS/*.png, or ROOT/CLASS/*.png, of which a stable tenth is the test split."""
+  if config.data_dir is None or not Path(config.data_dir).is_dir():
+    raise UserError(f"dataset 'folder' needs config field 'data.data_dir' to be a folder, not {config.data_dir!r}")
+  root = Path(config.data_dir)
+  name, begin, end = _slice(split)
+  subfolders = sorted(p.name for p in root.iterdir() if p.is_dir())
+  if {"train", "test", "validation", "val"} & set(subfolders):
+    if name not in subfolders:
+      raise unknown(f"split of folder {config.data_dir!r}:", name, subfolders)
+    root, keep = root / name, lambda path: True
+  else:
+    if name not in ("train", "test"):
+      raise unknown(f"split of folder {config.data_dir!r}:", name, ["train", "test"])
+    keep = lambda path: (zlib.crc32(path.name.encode()) % 10 == 0) == (name == "test")
+  classes = sorted(p.name for p in root.iterdir() if p.is_dir())
+  if not classes:
+    raise UserError(f"folder {str(root)!r} has no sub-folder; put the images of each class in one of its own")
+  pairs = [
+    (path, label)
+    for label, name in enumerate(classes)
+    for path in sorted((root / name).rglob("*"))
+    if path.suffix.lower() in images.SUFFIXES and keep(path)
+  ]
+  pairs = pairs[round(begin * len(pairs)) : round(end * len(pairs))]
+  if not pairs:
+    raise UserError(f"split {split!r} of folder {str(root)!r} holds no images (looked for {' '.join(images.SUFFIXES)})")
+  return Source(_Files(*zip(*pairs)), tuple(classes), None)
+
+
+def _slice(split) -> tuple[str, float, float]:
+  """The splits that a folder knows: "train[10%:90%]" to ("train", .1, .9)."""
+  found = re.fullmatch(r"(\w+)(?:\[(?:(\d+)%)?:(?:(\d+)%)?\])?", split)
+  if not found:
+    raise UserError(f"split {split!r} of an image folder must look like 'train' or 'train[10%:90%]'")
+  return found[1], int(found[2] or 0) / 100, int(found[3] or 100) / 100

@@ -1,0 +1,1 @@
+"""Image classifiers. Each returns its named stages, the last of which is "logits"."""

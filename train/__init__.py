@@ -1,0 +1,1 @@
+"""The training of any task: step, loop, optimizers, checkpoints, reports."""

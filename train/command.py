@@ -1,0 +1,211 @@
+"""The command line's logic: parsing with one-line errors, and one function for each mode.
+
+JAX is imported by `run` only, so that a mistake on the command line is told before it starts.
+"""
+
+import ast
+import re
+import sys
+import traceback
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+from flaxonomy import configs
+from flaxonomy.configs import base
+from flaxonomy.errors import UserError, unknown
+from ml_collections import config_flags
+
+CONFIGS = Path(configs.__file__).parent
+DEFAULT = CONFIGS / "digits.py"
+
+
+def prepare(argv: list[str]) -> tuple[list[str], dict[str, Any]]:
+  """A command line ready for absl and ml_collections.
+
+  Args:
+    argv: as sys.argv.
+
+  Returns:
+    (argv, fields): with --config where it is missing, and without overrides of model fields that the config does not
+    list, such as --config.model.fields.dropout=0.2, which are {"model.fields.dropout": 0.2} in `fields`.
+
+  Raises:
+    UserError: a config field or file that does not exist.
+  """
+  path, kept, fields = _config_path(argv), argv[:1], {}
+  if path is not None and not Path(path).is_file():
+    raise unknown(
+      "config file", path, [str(p) for p in _files(Path(path).parent)] or map(str, _files()), "(see --list)"
+    )
+  if path is None:
+    kept.append(f"--config={DEFAULT}")
+  for argument in argv[1:]:
+    found = re.fullmatch(r"--?(?:no)?config\.([^=]+)(?:=(.*))?", argument, re.DOTALL)
+    if found and base.check_field(found[1]) is object:
+      fields[found[1]] = _literal(found[2])
+    else:
+      kept.append(argument)
+  return kept, fields
+
+
+def _literal(text: str | None):
+  """A Python value; text that is none is itself."""
+  try:
+    return ast.literal_eval(text)
+  except (SyntaxError, ValueError):
+    return {"true": True, "false": False, None: True}.get(text, text)
+
+
+def parse(argv: list[str], values: flags.FlagValues) -> None:
+  """Parses a prepared command line into absl's flags.
+
+  Raises:
+    UserError: whatever is wrong with it, or with the config file it names.
+  """
+  path = _config_path(argv)
+  try:
+    rest = values(argv)
+  except flags.Error as error:
+    raise UserError(" ".join(str(error).split())) from None
+  except Exception as error:
+    raise UserError(f"config file {path!r}{_line(error, path)}: {type(error).__name__}: {error}") from error
+  if rest[1:]:
+    raise UserError(f"unexpected argument {rest[1]!r}; every option starts with --, see --help")
+
+
+def _config_path(argv) -> str | None:
+  """The file that --config names, without the argument behind its colon."""
+  for i, argument in enumerate(argv):
+    if found := re.fullmatch(r"--?config(?:=(.*))?", argument, re.DOTALL):
+      value = found[1] if found[1] is not None else (argv[i + 1] if i + 1 < len(argv) else "")
+      return value.split(":", 1)[0]
+  return None
+
+
+def _line(error, path) -> str:
+  """Where in the config file an error arose: " line N"."""
+  if isinstance(error, SyntaxError):
+    return f" line {error.lineno}"
+  lines = [
+    f.lineno for f in traceback.extract_tb(error.__traceback__) if path and Path(f.filename).name == Path(path).name
+  ]
+  return f" line {lines[-1]}" if lines else ""
+
+
+def _files(folder: Path = CONFIGS) -> list[Path]:
+  """Experiment files of a folder."""
+  return sorted(p for p in folder.glob("*.py") if p.name not in ("__init__.py", "base.py")) if folder.is_dir() else []
+
+
+def listing() -> str:
+  """A line for each config: its path and the first line of its docstring."""
+  lines = []
+  for path in _files():
+    summary = (ast.get_docstring(ast.parse(path.read_text())) or "").partition("\n")[0]
+    lines.append((f"configs/{path.name}", summary))
+  width = max(len(name) for name, _ in lines)
+  return "\n".join(f"{name:<{width}}  {summary}" for name, summary in lines)
+
+
+def resolve(flag, fields: dict, named: bool, workdir: str | None, mode: str) -> tuple[base.Config, list[str], dict]:
+  """What a parsed command line asks for.
+
+  Args:
+    flag: the config flag.
+    fields: from `prepare`.
+    named: whether --config was given; if not, a workdir that holds a run brings its own config.
+    workdir: folders with commas between, or None.
+    mode: of the launcher.
+
+  Returns:
+    (config, workdirs, overrides)
+
+  Raises:
+    UserError: a config that is none, or several workdirs where one is meant.
+  """
+  path = config_flags.get_config_filename(flag)
+  changes = dict(config_flags.get_override_values(flag)) | fields
+  if not isinstance(flag.value, base.Config):
+    raise UserError(f"get_config() of {path!r} must return a Config, not {type(flag.value).__name__}")
+  config = base.override(flag.value, changes)
+  folders = [f for f in (workdir or f"runs/{Path(path.split(':', 1)[0]).stem}").split(",") if f]
+  if len(folders) > 1 and mode != "eval":
+    raise UserError(f"--mode={mode} takes one --workdir, not {len(folders)}; several make an ensemble with --mode=eval")
+  if not named and (Path(folders[0]).expanduser() / "config.json").exists():
+    from flaxonomy.train import workdir as workdirs
+
+    config = base.override(workdirs.load_config(workdirs.absolute(folders[0])), changes)
+  return config, folders, changes
+
+
+def run(
+  mode: str, config: base.Config, folders: list[str], changes: dict, inputs: list[str], checkpoint: str, cache: bool
+):
+  """Does what a command line asks for and says where the results lie.
+
+  Args:
+    mode: train, eval, predict, export or preview.
+    config: for train and preview; the other modes take the workdir's, with `changes`.
+    folders: workdirs.
+    changes: overridden config fields.
+    inputs: image files and folders for predict.
+    checkpoint: latest, best or a step.
+    cache: keep compiled code between starts.
+  """
+  import jax
+  from absl import logging
+  from flaxonomy.train import compile_cache
+
+  logging.set_verbosity(logging.ERROR)
+  jax.config.update("jax_num_cpu_devices", config.train.cpu_devices)
+  saved = compile_cache.enable() if cache else None
+  {"train": _train, "eval": _eval, "predict": _predict, "export": _export, "preview": _preview}[mode](
+    config, folders, changes, inputs, checkpoint
+  )
+  if saved and saved.seconds >= 0.5:
+    print(f"compilation cache: {saved.seconds:.1f} s of compilation saved", file=sys.stderr)
+
+
+def _train(config, folders, changes, inputs, checkpoint):
+  from flaxonomy.train import loop, workdir
+
+  folder = workdir.absolute(folders[0])
+  done = workdir.finished(folder, config.train.steps)
+  result = loop.run(config, folder)
+  if done:
+    print(f"already complete at step {result['step']}; type another --workdir for a new run, or more train.steps")
+  print(f"{_metrics(result['metrics'])}; everything lies in {folders[0]} (open {folders[0]}/report.html)")
+
+
+def _metrics(metrics: dict) -> str:
+  return ", ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in metrics.items())
+
+
+def _eval(config, folders, changes, inputs, checkpoint):
+  from flaxonomy.train import inference
+
+  result = inference.evaluate(folders, checkpoint, changes)
+  of = folders[0] if len(folders) == 1 else f"ensemble of {len(folders)}"
+  print(f"{_metrics(result['metrics'])}; {of}, step {', '.join(map(str, result['steps']))}")
+
+
+def _predict(config, folders, changes, inputs, checkpoint):
+  from flaxonomy.train import inference
+
+  if not inputs:
+    raise UserError("--mode=predict needs --inputs=FILE_OR_FOLDER[,...]")
+  folder = inference.predict(folders[0], inputs, checkpoint, changes)
+  print(f"labels in {folder}/predictions.csv, captioned pictures beside it")
+
+
+def _export(config, folders, changes, inputs, checkpoint):
+  from flaxonomy.train import export
+
+  print(f"exported, reloaded and checked: {export.export(folders[0], checkpoint)}")
+
+
+def _preview(config, folders, changes, inputs, checkpoint):
+  from flaxonomy.train import inference
+
+  print(f"what the model will see: {inference.preview(config, folders[0])}")

@@ -1,0 +1,120 @@
+"""Figures: galleries of images, confusion matrices, curves. Each function returns a matplotlib figure.
+
+Figures are made with matplotlib's objects and never through pyplot, which keeps global state and needs a display.
+"""
+
+import numpy as np
+from matplotlib.figure import Figure
+from PIL import Image, ImageDraw, ImageFont
+
+RED, INK = "#c0392b", "#222222"
+
+
+def gallery(images, titles=None, wrong=None, heading: str = "", columns: int = 8) -> Figure:
+  """A grid of images with titles; those that are wrong have red titles and frames.
+
+  Args:
+    images: [N, H, W, C] uint8, one or three channels.
+    titles: N strings, or None.
+    wrong: N bools, or None.
+    heading: printed above.
+    columns: images in a row.
+  """
+  rows = -(-len(images) // columns)
+  figure = Figure(figsize=(1.3 * columns, (1.5 if titles else 1.3) * rows + 0.5), layout="constrained")
+  axes = figure.subplots(rows, columns, squeeze=False).reshape(-1)
+  for i, axis in enumerate(axes):
+    axis.set_xticks([])
+    axis.set_yticks([])
+    if i >= len(images):
+      axis.set_axis_off()
+      continue
+    axis.imshow(images[i].squeeze(), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+    colour = RED if wrong is not None and wrong[i] else INK
+    axis.spines[:].set(color=colour, linewidth=2.5 if colour == RED else 0.5)
+    if titles:
+      axis.set_title(titles[i], fontsize=8, color=colour)
+  figure.suptitle(heading, fontsize=10)
+  return figure
+
+
+def confusion(matrix, names) -> Figure:
+  """Counts [C, C] with a row for each true class and a column for each predicted one; numbers up to 20 classes."""
+  n = len(names)
+  side = float(np.clip(0.5 * n + 1.5, 4, 14))
+  figure = Figure(figsize=(side, side), layout="constrained")
+  axis = figure.subplots()
+  share = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
+  axis.imshow(share, cmap="Blues", vmin=0, vmax=1)
+  if n <= 20:
+    axis.set_xticks(range(n), names, rotation=90 if max(map(len, names)) > 2 else 0)
+    axis.set_yticks(range(n), names)
+    for i in range(n):
+      for j in range(n):
+        if matrix[i, j]:
+          axis.text(
+            j, i, str(matrix[i, j]), ha="center", va="center", fontsize=8, color="white" if share[i, j] > 0.5 else INK
+          )
+  axis.set_xlabel("predicted")
+  axis.set_ylabel("true")
+  axis.set_title(f"confusion: {matrix.sum() - np.trace(matrix)} of {matrix.sum()} wrong", fontsize=10)
+  return figure
+
+
+def curves(rows: list[dict]) -> Figure:
+  """A panel for each metric of metrics.jsonl over the steps: training thin and smoothed, evaluation as dots.
+
+  Args:
+    rows: {"step": int, "split": str, metric: float, ...}
+  """
+  series = {}
+  for row in rows:
+    for key, value in row.items():
+      if key not in ("step", "split", "seconds") and isinstance(value, (int, float)):
+        series.setdefault(key, {}).setdefault(row["split"], []).append((row["step"], value))
+  names = sorted(series, key=lambda k: (k not in ("loss", "accuracy"), k))
+  columns = min(3, len(names)) or 1
+  grid = -(-len(names) // columns) or 1
+  figure = Figure(figsize=(4.2 * columns, 2.9 * grid), layout="constrained")
+  axes = figure.subplots(grid, columns, squeeze=False).reshape(-1)
+  for axis, name in zip(axes, names):
+    for split, points in series[name].items():
+      x, y = np.array(points, float).T
+      if split == "train" and len(x) > 20:
+        axis.plot(x, y, color="#9ecae1", linewidth=0.7)
+        axis.plot(x, _smooth(y), color="#2171b5", linewidth=1.5, label="train (smoothed)")
+      else:
+        axis.plot(x, y, marker=".", linewidth=1.2, color="#2171b5" if split == "train" else "#d94801", label=split)
+    axis.set_title(name, fontsize=10)
+    axis.set_xlabel("step", fontsize=8)
+    axis.grid(alpha=0.3)
+    if name.endswith("loss") and all(v > 0 for points in series[name].values() for _, v in points):
+      axis.set_yscale("log")
+    axis.legend(fontsize=7)
+  for axis in axes[len(names) :]:
+    axis.set_axis_off()
+  return figure
+
+
+def _smooth(y):
+  """Exponential average over about a fiftieth of the curve, without a bias at its start."""
+  decay = np.exp(-1 / max(len(y) / 50, 1))
+  total = weight = 0.0
+  smoothed = []
+  for value in y:
+    total, weight = total * decay + value, weight * decay + 1
+    smoothed.append(total / weight)
+  return smoothed
+
+
+def captioned(image, caption: str) -> Image.Image:
+  """An image with a line of text below it; small ones are enlarged to be seen. [H, W, C] uint8 to a PIL image."""
+  picture = Image.fromarray(image.squeeze()).convert("RGB")
+  factor = max(1, 224 // max(picture.size))
+  picture = picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST)
+  font = ImageFont.load_default(size=16)
+  width = max(picture.width, int(font.getlength(caption)) + 12)
+  sheet = Image.new("RGB", (width, picture.height + 26), "white")
+  sheet.paste(picture, ((width - picture.width) // 2, 0))
+  ImageDraw.Draw(sheet).text((width / 2, picture.height + 13), caption, fill=INK, font=font, anchor="mm")
+  return sheet

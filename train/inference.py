@@ -1,0 +1,184 @@
+"""What is done with trained runs: evaluate (one or an ensemble), predict on image files, preview the augmentation.
+
+All start from workdirs alone and read data, never Python, from them.
+"""
+
+import csv
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from flaxonomy.configs import base
+from flaxonomy.data import images, pipeline
+from flaxonomy.errors import UserError, unknown
+from flaxonomy.train import checkpoint, figures, loop, report, step, tasks, workdir
+from flaxonomy.train.sharding import DATA
+from flaxonomy.train.step import State, Task
+from jax.sharding import PartitionSpec as P
+
+
+class Trained(NamedTuple):
+  """A run read back from its workdir."""
+
+  folder: Path
+  config: base.Config
+  info: pipeline.Info
+  task: Task
+  state: State
+  step: int
+
+
+def load(path: str | Path, mesh, which: str = "latest", changes: dict | None = None) -> Trained:
+  """A run from its workdir.
+
+  Args:
+    path: the workdir.
+    mesh: the devices to restore to.
+    which: checkpoint to take: "latest", "best" or a step.
+    changes: config fields to override, such as {"data.data_dir": "..."}.
+
+  Raises:
+    UserError: no run there, no such checkpoint, or one of another architecture.
+  """
+  folder = workdir.absolute(path)
+  config = base.override(workdir.load_config(folder), changes or {})
+  info = workdir.load_info(folder)
+  task = tasks.build(config, info, mesh.size)
+  saves = checkpoint.Checkpoints(folder, best=config.train.best_metric or task.best, read_only=True)
+  try:
+    known = {str(s): s for s in saves.steps()}
+    if not known:
+      raise UserError(f"workdir {str(folder)!r} holds no checkpoint yet; train it with --workdir={path}")
+    named = {"latest": saves.steps()[-1], "best": saves.best_step()}
+    if which not in known | named:
+      raise unknown(f"checkpoint of {str(folder)!r}:", which, [*named, *known], "(--checkpoint)")
+    at = (known | named)[which]
+    state, _ = saves.restore(at, loop.abstract_state(task, mesh))
+  finally:
+    saves.close()
+  return Trained(folder, config, info, task, state, at)
+
+
+def evaluate(paths: list[str], which: str = "latest", changes: dict | None = None) -> dict:
+  """Evaluates one run, or several as an ensemble whose outputs are averaged (probabilities, not logits).
+
+  Args:
+    paths: workdirs of runs of one task on the same classes and image shape.
+    which: checkpoint, as in `load`.
+    changes: as in `load`.
+
+  Returns:
+    {"metrics": {...}, "steps": [int, ...], "workdirs": [str, ...]}; for one run also in its evaluation.json.
+
+  Raises:
+    UserError: runs that do not go together, and as `load` and `pipeline.open_feed`.
+  """
+  mesh = loop.make_mesh()
+  runs = [load(path, mesh, which, changes) for path in paths]
+  first = runs[0]
+  for other in runs[1:]:
+    if (other.config.task, other.info[1:]) != (first.config.task, first.info[1:]):
+      raise UserError(
+        f"{str(other.folder)!r} and {str(first.folder)!r} differ in task, classes or image shape: no ensemble"
+      )
+  feed, _ = loop.open_test(first.config, mesh)
+  function = loop.eval_function([run.task for run in runs], feed, mesh)
+  found = loop.evaluate(function, first.task, feed, [run.state for run in runs])
+  name = loop.split_name(first.config)
+  result = {
+    "metrics": {f"{name}_{k}": float(v) for k, v in found.metrics.items()},
+    "steps": [run.step for run in runs],
+    "workdirs": [str(run.folder) for run in runs],
+  }
+  if len(runs) == 1:
+    report.save_figures(first.folder, first.task.pictures(found.batch, found.outputs, found.sums))
+    report.write_text(first.folder / "evaluation.json", json.dumps(result, indent=2) + "\n")
+  return result
+
+
+def predict(path: str, inputs: list[str], which: str = "latest", changes: dict | None = None) -> Path:
+  """Labels image files with a trained run.
+
+  Args:
+    path: workdir.
+    inputs: image files and folders.
+    which: checkpoint, as in `load`.
+    changes: as in `load`.
+
+  Returns:
+    The folder made for it, `predictions` in the workdir (or `predictions_2`, ...): predictions.csv and a captioned
+    picture of each image.
+
+  Raises:
+    UserError: no images, an unreadable one, or a task that labels nothing.
+  """
+  mesh = loop.make_mesh()
+  run = load(path, mesh, which, changes)
+  if run.task.table is None:
+    raise UserError(f"task {run.config.task!r} does not label images; see --mode=eval for its pictures")
+  files = images.find(inputs)
+  height, width, channels = run.info.image_shape
+  size = -(-run.config.data.eval_batch_size // mesh.size) * mesh.size
+  function = step.pmapped(run.task.predict_step, mesh, (P(), P(DATA)), P(DATA))
+  state = run.state.replace(opt_state=None)
+  rows, captions = [], []
+  for begin in range(0, len(files), size):
+    part = files[begin : begin + size]
+    pixels = np.stack([images.decode(file, channels, (height, width)) for file in part])
+    padded = np.pad(pixels, ((0, size - len(part)), *[(0, 0)] * 3))
+    outputs = function(state, {"image": padded, "index": np.arange(size, dtype=np.int32)})
+    header, more, said = run.task.table(
+      {k: np.asarray(v)[: len(part)] for k, v in outputs.items()}, run.info.class_names
+    )
+    rows, captions = rows + more, captions + said
+  folder = _new_folder(run.folder / "predictions")
+  with (folder / "predictions.csv").open("w", newline="") as file:
+    csv.writer(file).writerows([["file", *header], *([str(f), *row] for f, row in zip(files, rows))])
+  for i, (file, caption) in enumerate(zip(files, captions)):
+    figures.captioned(images.decode(file), caption).save(folder / f"{i:05d}_{file.stem}.png")
+  return folder
+
+
+def _new_folder(path: Path) -> Path:
+  """The folder, made; with a number behind its name if that is taken."""
+  for i in range(1, 10**6):
+    folder = path if i == 1 else path.with_name(f"{path.name}_{i}")
+    try:
+      folder.mkdir()
+    except FileExistsError:
+      continue
+    return folder
+  raise UserError(f"too many folders named {str(path)!r}")
+
+
+def preview(config: base.Config, path: str | Path) -> Path:
+  """Writes preview.png, a contact sheet: training images as stored, and as the model will see them in seven epochs.
+
+  Args:
+    config: of which the data, augmentation and seed are used.
+    path: workdir, made if it does not exist.
+
+  Returns:
+    The picture's path.
+  """
+  folder = workdir.absolute(path)
+  session = loop.prepare(config)
+  mesh, shown, draws = session.mesh, 8, 7
+  count = -(-shown // mesh.size) * mesh.size
+  batch = session.train.read(range(count))
+  function = step.pmapped(session.task.augment, mesh, (P(), P(DATA)), P(DATA))
+  mean, std = np.asarray(config.data.mean), np.asarray(config.data.std)
+  columns = [batch["image"]]
+  for i in range(draws):
+    seen = np.asarray(function(jax.random.fold_in(jax.random.PRNGKey(config.seed), i), batch)["image"])
+    columns.append(np.clip((seen * std + mean) * 255, 0, 255).astype(np.uint8))
+  names = session.info.class_names
+  titles = [names[label] if i == 0 else "" for label in batch["label"][:shown] for i in range(draws + 1)]
+  tiles = np.stack(columns, 1)[:shown].reshape(-1, *batch["image"].shape[1:])
+  folder.mkdir(parents=True, exist_ok=True)
+  report.save_figures(
+    folder, {"preview.png": figures.gallery(tiles, titles, None, "as stored, and as the model will see it")}
+  )
+  return folder / "preview.png"

@@ -1,0 +1,176 @@
+"""What a run says: metrics.jsonl, TensorBoard, the progress line, pictures, result.json, report.html."""
+
+import base64
+import html
+import importlib.util
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+from flaxonomy.errors import missing_extra
+from flaxonomy.train import figures
+
+
+def write_text(path: Path, text: str) -> None:
+  """Writes a whole file or nothing: a reader never sees half of it."""
+  partial = path.with_name(path.name + ".partial")
+  partial.write_text(text)
+  os.replace(partial, path)
+
+
+class Metrics:
+  """Rows of numbers by step: metrics.jsonl, which is the truth, and TensorBoard events beside it."""
+
+  def __init__(self, workdir: Path, resume_step: int, tensorboard: bool | None):
+    """Opens the log; rows after `resume_step`, written by a run that went further before it died, are dropped.
+
+    Raises:
+      UserError: TensorBoard is asked for and not installed.
+    """
+    self._path = workdir / "metrics.jsonl"
+    kept = [json.dumps(row) for row in read_metrics(workdir) if row["step"] <= resume_step]
+    write_text(self._path, "".join(line + "\n" for line in kept))
+    self._file = self._path.open("a")
+    installed = importlib.util.find_spec("tensorboardX") is not None
+    if tensorboard and not installed:
+      raise missing_extra("tensorboardX", "tensorboard", "config field 'train.tensorboard'")
+    self._events = None
+    if tensorboard or (tensorboard is None and installed):
+      from tensorboardX import SummaryWriter
+
+      self._events = SummaryWriter(str(workdir / "tensorboard"), purge_step=resume_step + 1)
+
+  def write(self, step: int, split: str, values: dict[str, float]) -> None:
+    """Appends a row; it is in the file when this returns."""
+    self._file.write(json.dumps({"step": step, "split": split} | values) + "\n")
+    self._file.flush()
+    if self._events:
+      for name, value in values.items():
+        self._events.add_scalar(f"{split}/{name}", value, step)
+
+  def close(self) -> None:
+    """Flushes and closes the files."""
+    self._file.close()
+    if self._events:
+      self._events.close()
+
+
+def read_metrics(workdir: Path) -> list[dict]:
+  """The rows of metrics.jsonl; a last line cut off by a crash is left out."""
+  path = workdir / "metrics.jsonl"
+  rows = []
+  for line in path.read_text().splitlines() if path.exists() else []:
+    try:
+      rows.append(json.loads(line))
+    except json.JSONDecodeError:
+      break
+  return rows
+
+
+class Progress:
+  """The live line: step, loss, accuracy, examples/s, time left; plain lines where there is no terminal."""
+
+  def __init__(self, steps: int, start: int, batch_size: int, stream=None, every: float = 10.0):
+    """Starts the clock.
+
+    Args:
+      steps: of the whole run.
+      start: steps made already.
+      batch_size: examples a step.
+      stream: where to write; standard error if None.
+      every: seconds between plain lines.
+    """
+    self._stream = stream or sys.stderr
+    self._live = self._stream.isatty()
+    self._steps, self._batch = steps, batch_size
+    self._every = 0.2 if self._live else every
+    self._mark = (start, time.monotonic())
+    self._shown = time.monotonic() if not self._live else 0.0
+    self._rate = None
+
+  def update(self, step: int, metrics: dict[str, float]) -> None:
+    """Shows the state after `step` if it is time to."""
+    now = time.monotonic()
+    if now - self._shown < self._every and step < self._steps:
+      return
+    done, since = step - self._mark[0], now - self._mark[1]
+    if done:
+      rate = done / since
+      self._rate = rate if self._rate is None else 0.7 * self._rate + 0.3 * rate
+    self._mark, self._shown = (step, now), now
+    parts = [f"step {step}/{self._steps}"]
+    parts += [f"{name} {metrics[name]:.4f}" for name in ("loss", "accuracy") if name in metrics]
+    if self._rate:
+      parts += [f"{self._rate * self._batch:,.0f} examples/s", f"{_duration((self._steps - step) / self._rate)} left"]
+    self._print("  ".join(parts))
+
+  def pause(self) -> None:
+    """Forgets the time until now, as after an evaluation, so that the rate is the training's own."""
+    self._paused = time.monotonic()
+
+  def resume(self) -> None:
+    """Goes on after `pause`."""
+    step, since = self._mark
+    self._mark = (step, since + time.monotonic() - self._paused)
+
+  def say(self, line: str) -> None:
+    """Prints a line of its own."""
+    print(("\r\x1b[K" if self._live else "") + line, file=self._stream, flush=True)
+
+  def _print(self, line):
+    if self._live:
+      print(f"\r\x1b[K{line}", end="", file=self._stream, flush=True)
+    else:
+      print(line, file=self._stream, flush=True)
+
+
+def _duration(seconds: float) -> str:
+  minutes, seconds = divmod(int(seconds + 0.5), 60)
+  hours, minutes = divmod(minutes, 60)
+  return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {seconds:02d} s" if minutes else f"{seconds} s"
+
+
+def save_figures(folder: Path, named: dict) -> None:
+  """Writes {file name: figure} as PNG files, each whole or not at all."""
+  for name, figure in named.items():
+    partial = folder / f"{name}.partial"
+    figure.savefig(partial, format="png", dpi=100)
+    os.replace(partial, folder / name)
+
+
+def finish(workdir: Path, result: dict) -> None:
+  """Writes curves.png, report.html and result.json from what the workdir holds."""
+  save_figures(workdir, {"curves.png": figures.curves(read_metrics(workdir))})
+  write_text(workdir / "report.html", _page(workdir, result))
+  write_text(workdir / "result.json", json.dumps(result, indent=2) + "\n")
+
+
+def _page(workdir: Path, result: dict) -> str:
+  """The report: one static file, pictures inside."""
+
+  def table(pairs):
+    cells = "".join(f"<tr><th>{html.escape(str(k))}</th><td>{html.escape(str(v))}</td></tr>" for k, v in pairs)
+    return f"<table>{cells}</table>"
+
+  def leaves(tree, prefix=""):
+    for key, value in tree.items():
+      yield from leaves(value, f"{prefix}{key}.") if isinstance(value, dict) and value else [(prefix + key, value)]
+
+  pictures = "".join(
+    f'<h2>{path.stem}</h2><img alt="{path.stem}" src="data:image/png;base64,'
+    f'{base64.b64encode(path.read_bytes()).decode()}">'
+    for path in sorted(workdir.glob("*.png"))
+  )
+  metrics = [(k, f"{v:.4f}") for k, v in result["metrics"].items()]
+  facts = [("step", result["step"]), ("seconds", f"{result['seconds']:.1f}")]
+  return f"""<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><title>{html.escape(workdir.name)}</title><style>
+body {{ font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #222; }}
+table {{ border-collapse: collapse; }}
+th, td {{ text-align: left; padding: .15rem .8rem .15rem 0; vertical-align: top; }}
+th {{ font-weight: 500; color: #555; }} img {{ max-width: 100%; }} h2 {{ margin-top: 2rem; }}
+</style></head><body><h1>{html.escape(workdir.name)}</h1>
+<h2>metrics</h2>{table(metrics + facts)}{pictures}<h2>config</h2>{table(leaves(result["config"]))}</body></html>
+"""

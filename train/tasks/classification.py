@@ -1,0 +1,139 @@
+"""Image classification: softmax cross-entropy, with label smoothing (Szegedy et al. 2015, section 7) and mixup."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flaxonomy.data import augment
+from flaxonomy.train import figures, optim, sharding, step, tasks
+from flaxonomy.train.sharding import DATA
+from flaxonomy.train.step import Serve, State, Task
+
+
+def build(config, info, devices: int) -> Task:
+  """The task of telling `info.class_names` apart; see `tasks.build`."""
+  num_classes = len(info.class_names)
+  model = tasks.module(config, num_classes=num_classes)
+  shards = devices if config.train.zero else 1
+
+  def variables(rng):
+    return model.init(rng, jnp.zeros((1, *info.image_shape)), train=False)
+
+  params = jax.eval_shape(variables, jax.random.PRNGKey(0))["params"]
+  optimizer = optim.create(config.optim, config.train.steps, params, shards)
+
+  def init(rng):
+    params, collections = _split(variables(rng))
+    ema = jax.tree.map(jnp.copy, params) if config.train.ema_decay is not None else None
+    return State(jnp.zeros([], jnp.int32), rng, params, collections, optimizer.init(params), ema)
+
+  def loss(params, collections, batch, rng):
+    out, collections = model.apply(
+      {"params": params, **collections}, batch["image"], train=True, rngs={"dropout": rng}, mutable=list(collections)
+    )
+    logits, mask = out["logits"].astype(jnp.float32), batch["mask"]
+    entropy = cross_entropy(logits, targets(batch, num_classes, config.train.label_smoothing))
+    right = (logits.argmax(-1) == batch["label"]).astype(jnp.float32)
+    count = mask.sum()
+    return {"loss": ((entropy * mask).sum(), count), "accuracy": ((right * mask).sum(), count)}, collections
+
+  def classify(variables, images):
+    x = augment.normalise(images, config.data.mean, config.data.std)
+    return {"probs": jax.nn.softmax(model.apply(variables, x, train=False)["logits"].astype(jnp.float32))}
+
+  train_step = step.supervised(
+    loss=loss,
+    optimizer=optimizer,
+    plan=sharding.plan(params, shards),
+    augment=augment.build(config.data, DATA),
+    accumulate=config.train.accumulate,
+    ema_decay=config.train.ema_decay,
+  )
+  return Task(
+    init=init,
+    train_step=train_step,
+    predict_step=lambda state, batch: classify(state.variables(), batch["image"]),
+    score=score,
+    metrics=metrics,
+    best="accuracy",
+    pictures=lambda batch, outputs, sums: pictures(info.class_names, batch, outputs, sums),
+    augment=augment.build(config.data, DATA),
+    specs=step.specs(jax.eval_shape(init, jax.random.PRNGKey(0)), shards),
+    serve=Serve(classify, info.image_shape, jnp.uint8, _example(info.image_shape)),
+    table=table,
+  )
+
+
+def _split(variables):
+  collections = dict(variables)
+  return collections.pop("params"), collections
+
+
+def _example(shape):
+  return lambda rng, b: jax.random.randint(rng, (b, *shape), 0, 256).astype(jnp.uint8)
+
+
+def targets(batch: dict, num_classes: int, smoothing: float) -> jax.Array:
+  """Target distributions [B, num_classes]: one-hot labels, mixed with the partner's where mixup ran, then smoothed.
+
+  Smoothing spreads its share over all classes, the right one included, as torch and optax do.
+  """
+  target = jax.nn.one_hot(batch["label"], num_classes)
+  if "mix" in batch:
+    share = batch["mix"][:, None]
+    target = share * target + (1 - share) * jax.nn.one_hot(batch["label2"], num_classes)
+  return optax.smooth_labels(target, smoothing)
+
+
+def cross_entropy(logits: jax.Array, targets: jax.Array) -> jax.Array:
+  """-sum_k q(k) log p(k) for each example, in nats: logits and targets [B, C] to [B]."""
+  return -(targets * jax.nn.log_softmax(logits)).sum(-1)
+
+
+def score(outputs: dict, batch: dict) -> dict:
+  """Sums over a batch: "loss", "correct", "top5" and "count" [], "confusion" [C, C] with rows for the true class.
+
+  Args:
+    outputs: {"probs": [B, C]}, of one model or the mean of several.
+    batch: with "label" and "mask".
+  """
+  probs, label, mask = outputs["probs"], batch["label"], batch["mask"]
+  own = jnp.take_along_axis(probs, label[:, None], 1)[:, 0]
+  num_classes = probs.shape[-1]
+  predicted = probs.argmax(-1)
+  truth = jax.nn.one_hot(label, num_classes) * mask[:, None]
+  rank = (probs > own[:, None]).sum(-1)
+  return {
+    "loss": -(jnp.log(jnp.maximum(own, 1e-37)) * mask).sum(),
+    "correct": ((predicted == label) * mask).sum(),
+    "top5": ((rank < 5) * mask).sum(),
+    "count": mask.sum(),
+    "confusion": truth.T @ jax.nn.one_hot(predicted, num_classes),
+  }
+
+
+def metrics(sums: dict) -> dict[str, float]:
+  """Accuracy and mean loss in nats; from eleven classes on also top-5 accuracy."""
+  n = sums["count"]
+  found = {"accuracy": sums["correct"] / n, "loss": sums["loss"] / n}
+  return found | ({"top5_accuracy": sums["top5"] / n} if len(sums["confusion"]) > 10 else {})
+
+
+def pictures(names, batch: dict, outputs: dict, sums: dict) -> dict:
+  """confusion.png and predictions.png; see `Task.pictures`."""
+  predicted = outputs["probs"].argmax(-1)
+  wrong = predicted != batch["label"]
+  titles = [names[p] if not w else f"{names[p]} (is {names[t]})" for p, t, w in zip(predicted, batch["label"], wrong)]
+  return {
+    "confusion.png": figures.confusion(np.asarray(sums["confusion"], int), names),
+    "predictions.png": figures.gallery(batch["image"], titles, wrong, "predictions; wrong ones in red"),
+  }
+
+
+def table(outputs: dict, names) -> tuple[list[str], list[list], list[str]]:
+  """Rows and captions for `predict`: the label, its probability, and those of every class."""
+  probs = outputs["probs"]
+  best = probs.argmax(-1)
+  rows = [[names[b], f"{p[b]:.4f}", *(f"{v:.4f}" for v in p)] for b, p in zip(best, probs)]
+  captions = [f"{names[b]} {p[b]:.0%}" for b, p in zip(best, probs)]
+  return ["label", "probability", *names], rows, captions
