@@ -104,7 +104,7 @@ class Train:
   keep_best: int = 1  # checkpoints with the best best_metric
   best_metric: Optional[str] = None  # None: the task's own; a leading "-" means lower is better
   steps_per_dispatch: Optional[int] = None  # steps in one compiled loop; None: 1 on CPUs, 16 elsewhere
-  accumulate: int = 1  # microbatches of which the gradients are summed before one update
+  accumulate: Optional[int] = None  # microbatches summed before one update; None: small ones on CPUs, else one
   label_smoothing: float = 0.0
   ema_decay: Optional[float] = None  # evaluate an exponential moving average of the parameters
   sync_batchnorm: bool = True  # batch statistics over all devices rather than each one's own

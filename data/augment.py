@@ -15,8 +15,12 @@ from jax import lax
 
 
 def normalise(images: jax.Array, mean: tuple[float, ...], std: tuple[float, ...]) -> jax.Array:
-  """Pixels [..., C] uint8 to (pixel / 255 - mean) / std, float32; mean and std have 1 or C entries."""
-  return (images.astype(jnp.float32) / 255 - jnp.asarray(mean)) / jnp.asarray(std)
+  """Pixels [B, H, W, C] uint8 to (pixel / 255 - mean) / std, float32; mean and std have 1 or C entries."""
+  return _standardise(images.astype(jnp.float32) / 255, mean, std)
+
+
+def _standardise(x, mean, std):
+  return (x - jnp.asarray(mean)[None, None, None]) / jnp.asarray(std)[None, None, None]
 
 
 def build(config, axis: str):
@@ -40,7 +44,7 @@ def build(config, axis: str):
       x = affine(x, matrices, interpolate=geometric == "fractional")
     if aug.brightness or aug.contrast:
       x = jax.vmap(lambda key, image: _colour(aug, key, image))(keys, x)
-    x = (x - jnp.asarray(config.mean)) / jnp.asarray(config.std)
+    x = _standardise(x, config.mean, config.std)
     if aug.cutout:
       x = jax.vmap(lambda key, image: _cutout(aug.cutout, _key(key, "cutout"), image))(keys, x)
     batch = batch | {"image": x}

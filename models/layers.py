@@ -37,8 +37,9 @@ def conv(
   )
 
 
-def _plain(x, w, strides=(1, 1), padding=((0, 0), (0, 0))):
-  return lax.conv_general_dilated(x, w, strides, padding, dimension_numbers=("NHWC", "HWIO", "NHWC"))
+def _plain(x, w, strides=(1, 1), padding=((0, 0), (0, 0)), dilation=(1, 1)):
+  layout = ("NHWC", "HWIO", "NHWC")
+  return lax.conv_general_dilated(x, w, strides, padding, rhs_dilation=dilation, dimension_numbers=layout)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
@@ -55,13 +56,15 @@ def _conv_cpu_bwd(strides, padding, saved, g):
   kernel = w.shape[:2]
   # Rows and columns of the padded input that the last windows do not reach.
   rest = [n + sum(p) - ((m - 1) * s + k) for n, p, m, s, k in zip(x.shape[1:3], padding, g.shape[1:3], strides, kernel)]
-  g = _pad(g, ((0, 0), (0, 0)), strides)
   back = tuple((k - 1 - lo, k - 1 - hi + r) for k, (lo, hi), r in zip(kernel, padding, rest))
-  inner, back = (_pad(g, back), ((0, 0), (0, 0))) if min(min(back)) < 0 else (g, back)  # padding above k - 1: crop
-  dx = _packed(inner, w[::-1, ::-1].swapaxes(2, 3), (1, 1), back)
+  spread = g
+  if strides != (1, 1) or min(min(back)) < 0:  # zeros between the rows; a padding above k - 1 becomes a crop
+    spread, back = _pad(g, back, strides), ((0, 0), (0, 0))
+  dx = _packed(spread, w[::-1, ::-1].swapaxes(2, 3), (1, 1), back)
+  # Channels play the batch, the batch plays the channels, g is the kernel. x is padded beforehand: with padding of its
+  # own this convolution falls to the slow path too.
   x = _pad(x, tuple((lo, hi - r) for (lo, hi), r in zip(padding, rest)))
-  # Channels play the batch, the batch plays the channels, g is the kernel.
-  dw = _plain(x.transpose(3, 1, 2, 0), g.transpose(1, 2, 0, 3)).transpose(1, 2, 0, 3)
+  dw = _plain(x.transpose(3, 1, 2, 0), g.transpose(1, 2, 0, 3), dilation=strides).transpose(1, 2, 0, 3)
   return dx, dw
 
 
@@ -123,7 +126,7 @@ class Conv(nn.Module):
     pad = (self.padding, self.padding)
     x = conv(x.astype(self.dtype), w.astype(self.dtype), (self.strides, self.strides), (pad, pad))
     if self.use_bias:
-      x = x + self.param("bias", self.bias_init, (self.features,), jnp.float32).astype(self.dtype)
+      x = x + self.param("bias", self.bias_init, (self.features,), jnp.float32).astype(self.dtype)[None, None, None]
     return x
 
 
@@ -156,7 +159,7 @@ class ConvTranspose(nn.Module):
     w = self.param("kernel", self.kernel_init, (*self.kernel_size, self.features, x.shape[-1]), jnp.float32)
     x = conv_transpose(x.astype(self.dtype), w.astype(self.dtype), self.strides, self.padding)
     if self.use_bias:
-      x = x + self.param("bias", self.bias_init, (self.features,), jnp.float32).astype(self.dtype)
+      x = x + self.param("bias", self.bias_init, (self.features,), jnp.float32).astype(self.dtype)[None, None, None]
     return x
 
 

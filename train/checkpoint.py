@@ -37,6 +37,11 @@ class Checkpoints:
     self._best = lambda metrics: sign * metrics.get(name, float("-inf"))
     self._manager = ocp.CheckpointManager(
       workdir / "checkpoints",
+      item_handlers={
+        "state": ocp.StandardCheckpointHandler(),
+        "position": ocp.JsonCheckpointHandler(),
+        "config": ocp.JsonCheckpointHandler(),
+      },
       options=ocp.CheckpointManagerOptions(
         preservation_policy=policies.AnyPreservationPolicy(keep),
         best_fn=self._best,
@@ -85,7 +90,7 @@ class Checkpoints:
 
   def _check(self, step, like):
     """Refuses a state of another architecture, naming the first leaves that differ."""
-    saved = self._manager.item_metadata(step)["state"]
+    saved = self._manager.item_metadata(step)["state"].tree
     describe = lambda tree: {
       jax.tree_util.keystr(path, simple=True, separator="/"): (tuple(x.shape), str(x.dtype))
       for path, x in jax.tree_util.tree_leaves_with_path(tree)

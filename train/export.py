@@ -40,9 +40,10 @@ def export(path: str, which: str = "latest") -> Path:
   (batch,) = jax_export.symbolic_shape("b")
   x = jax.ShapeDtypeStruct((batch, *serve.shape), serve.dtype)
   exported = jax_export.export(jax.jit(serve.call), platforms=PLATFORMS)(variables, x)
+  serialized = exported.serialize()
   folder = run.folder / "export"
   folder.mkdir(exist_ok=True)
-  (folder / "model.jaxexport").write_bytes(exported.serialize())
+  (folder / "model.jaxexport").write_bytes(serialized)
   safetensors.numpy.save_file(flatten(variables), folder / "params.safetensors")
   report.write_text(folder / "config.json", json.dumps(base.to_dict(run.config), indent=2) + "\n")
   report.write_text(folder / "labels.txt", "".join(f"{name}\n" for name in run.info.class_names))
@@ -91,7 +92,7 @@ def _check(folder, serve, variables):
 def _readme(run, serve) -> str:
   return f"""# {run.config.model.name}, trained on {run.info.name}, step {run.step}
 
-`model.jaxexport` is a function of (variables, x); x is {np.dtype(serve.dtype).name} [b, {", ".join(map(str, serve.shape))}].
+`model.jaxexport` is a function of (variables, x), x being {np.dtype(serve.dtype).name} [b, {", ".join(map(str, serve.shape))}].
 
     import jax, numpy, safetensors.numpy
     variables = {{}}

@@ -68,12 +68,12 @@ def prepare(config: base.Config) -> Session:
     UserError: unknown names, data not prepared, batch size not divisible by the devices.
   """
   mesh = make_mesh(config.train.devices)
-  divisor = mesh.size * config.train.accumulate
+  divisor = mesh.size * (config.train.accumulate or 1)
   if config.data.batch_size % divisor:
     near = config.data.batch_size // divisor * divisor
     raise UserError(
       f"config field 'data.batch_size' ({config.data.batch_size}) must be divisible by {mesh.size} devices x "
-      f"train.accumulate {config.train.accumulate}; nearest: {f'{near} or ' if near else ''}{near + divisor}"
+      f"train.accumulate {config.train.accumulate or 1}; nearest: {f'{near} or ' if near else ''}{near + divisor}"
     )
   train, info = pipeline.open_feed(config.data, config.data.train_split, config.seed, config.data.batch_size, mesh)
   test, _ = open_test(config, mesh)

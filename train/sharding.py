@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import jax
 from jax import lax
+from jax.flatten_util import ravel_pytree
 from jax.sharding import PartitionSpec as P
 
 DATA = "data"  # the one axis over which batches, and with ZeRO states, are split
@@ -30,10 +31,22 @@ class Plan(NamedTuple):
     """Local shards to whole leaves, on every device."""
     return self._map(lambda x, d: lax.all_gather(x, DATA, axis=d, tiled=True), lambda x: x, tree)
 
-  def sum(self, tree):
-    """Whole leaves that differ by device to shards of their sum (whole leaves: the sum on every device)."""
+  def sum(self, tree, numbers=()):
+    """Sums over the devices.
+
+    Args:
+      tree: whole leaves that differ by device.
+      numbers: a second tree, to be summed whole.
+
+    Returns:
+      (tree summed, its cut leaves as each device's shard; numbers summed)
+    """
+    leaves, dims = jax.tree.leaves(tree), jax.tree.leaves(self.dims)
+    whole, numbers = total(([x for x, d in zip(leaves, dims) if d == WHOLE], numbers))
+    rest = iter(whole)
     scatter = lambda x, d: lax.psum_scatter(x, DATA, scatter_dimension=d, tiled=True)
-    return self._map(scatter, lambda x: lax.psum(x, DATA), tree)
+    summed = [next(rest) if d == WHOLE else scatter(x, d) for x, d in zip(leaves, dims)]
+    return jax.tree.unflatten(jax.tree.structure(tree), summed), numbers
 
   def cut(self, tree):
     """Whole leaves, equal on all devices, to each device's shard."""
@@ -55,6 +68,14 @@ class Plan(NamedTuple):
 
   def _map(self, cut, whole, tree):
     return jax.tree.map(lambda d, x: whole(x) if d == WHOLE else cut(x, d), self.dims, tree)
+
+
+def total(tree):
+  """The sum of a float32 tree over the devices: on CPUs as one vector, since there each leaf costs a rendezvous."""
+  if jax.default_backend() != "cpu":
+    return lax.psum(tree, DATA)
+  flat, unravel = ravel_pytree(tree)
+  return unravel(lax.psum(flat, DATA))
 
 
 def plan(shapes, shards: int) -> Plan:

@@ -3,6 +3,7 @@
 import dataclasses
 import importlib
 
+import jax
 import jax.numpy as jnp
 from flaxonomy import models
 from flaxonomy.errors import unknown
@@ -29,6 +30,25 @@ def build(config, info, devices: int) -> Task:
   if config.task not in TASKS:
     raise unknown("task", config.task, TASKS, "(config field 'task')")
   return importlib.import_module(TASKS[config.task]).build(config, info, devices)
+
+
+def microbatches(config, devices: int, collections) -> int:
+  """Microbatches of a step.
+
+  On CPUs the default cuts a device's batch into slices of at most eight examples, whose activations stay in the cache
+  from the forward pass to the backward pass; not where batch statistics would then be those of a slice.
+
+  Args:
+    config: configs.base.Config.
+    devices: over which the batch is split.
+    collections: of the model; {} if it has parameters only.
+  """
+  if config.train.accumulate is not None:
+    return config.train.accumulate
+  local = config.data.batch_size // devices
+  if collections or jax.default_backend() != "cpu":
+    return 1
+  return local // next(size for size in (8, 7, 6, 5, 4, local) if local % size == 0)
 
 
 def module(config, **given):

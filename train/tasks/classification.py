@@ -19,7 +19,7 @@ def build(config, info, devices: int) -> Task:
   def variables(rng):
     return model.init(rng, jnp.zeros((1, *info.image_shape)), train=False)
 
-  params = jax.eval_shape(variables, jax.random.PRNGKey(0))["params"]
+  params, collections = _split(jax.eval_shape(variables, jax.random.PRNGKey(0)))
   optimizer = optim.create(config.optim, config.train.steps, params, shards)
 
   def init(rng):
@@ -46,7 +46,7 @@ def build(config, info, devices: int) -> Task:
     optimizer=optimizer,
     plan=sharding.plan(params, shards),
     augment=augment.build(config.data, DATA),
-    accumulate=config.train.accumulate,
+    accumulate=tasks.microbatches(config, devices, collections),
     ema_decay=config.train.ema_decay,
   )
   return Task(
@@ -123,7 +123,7 @@ def pictures(names, batch: dict, outputs: dict, sums: dict) -> dict:
   """confusion.png and predictions.png; see `Task.pictures`."""
   predicted = outputs["probs"].argmax(-1)
   wrong = predicted != batch["label"]
-  titles = [names[p] if not w else f"{names[p]} (is {names[t]})" for p, t, w in zip(predicted, batch["label"], wrong)]
+  titles = [f"{names[p]} (true {names[t]})" for p, t in zip(predicted, batch["label"])]
   return {
     "confusion.png": figures.confusion(np.asarray(sums["confusion"], int), names),
     "predictions.png": figures.gallery(batch["image"], titles, wrong, "predictions; wrong ones in red"),

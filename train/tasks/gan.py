@@ -30,7 +30,7 @@ def build(config, info, devices: int) -> Task:
     raise UserError(
       f"task 'gan' makes square images of 8, 16, 32, ... pixels, not {height} x {width}; set data.image_size"
     )
-  if config.train.accumulate != 1:
+  if config.train.accumulate not in (None, 1):
     raise UserError("task 'gan' cannot accumulate gradients; set train.accumulate to 1")
   model = tasks.module(config, image_size=height, channels=channels)
   shards = devices if config.train.zero else 1
@@ -61,7 +61,7 @@ def build(config, info, devices: int) -> Task:
     new, opt_state, infos = dict(state.params), dict(state.opt_state), {}
 
     def update(net, grads):
-      grads = jax.tree.map(lambda g: g / lax.axis_size(DATA), plans[net].sum(grads))
+      grads = jax.tree.map(lambda g: g / lax.axis_size(DATA), plans[net].sum(grads)[0])
       new[net], opt_state[net], infos[net] = optimizers[net].update(grads, opt_state[net], new[net], state.step)
       return plans[net].gather(new[net])
 
