@@ -160,7 +160,7 @@ def _cutout(side, key, image):
   height, width, _ = image.shape
   cy, cx = jax.random.randint(key, (2,), 0, jnp.array([height, width]))
   inside = lambda n, c: (jnp.arange(n) >= c - side // 2) & (jnp.arange(n) < c - side // 2 + side)
-  return jnp.where((inside(height, cy)[:, None] & inside(width, cx))[..., None], 0.0, image)
+  return jnp.where((inside(height, cy)[:, None] & inside(width, cx)[None])[..., None], 0.0, image)
 
 
 def _mixup(alpha, keys, batch, axis):

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 from flaxonomy.errors import UserError
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 _MODES = {1: "L", 3: "RGB"}
@@ -31,11 +31,11 @@ def decode(source, channels: int | None = None, size: tuple[int, int] | None = N
     try:
       image = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
       image = ImageOps.exif_transpose(image)
-    except (UnidentifiedImageError, OSError) as error:
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # all that Pillow raises
       raise UserError(f"cannot read image {_name(source)}: {error}") from None
   if image.mode.startswith("I;16") or image.mode == "I":  # 16 bits: keep the high byte
     image = Image.fromarray((np.asarray(image, np.uint32) >> 8).astype(np.uint8))
-  mode = _MODES[channels] if channels else ("L" if image.mode in ("1", "L") else "RGB")
+  mode = _MODES[channels] if channels else ("L" if image.mode in ("1", "L", "LA") else "RGB")
   if image.mode != mode:
     image = image.convert(mode)
   if size and (image.height, image.width) != tuple(size):

@@ -106,14 +106,22 @@ def image_shape(config, source: sources.Source) -> tuple[int, int, int]:
     source: an opened split.
 
   Raises:
-    UserError: the images differ in size and no size is configured.
+    UserError: the images differ in size and no size is configured; size, channels, mean or std that cannot be.
   """
+  if config.channels not in (None, 1, 3):
+    raise UserError(f"config field 'data.channels' must be 1 (grey), 3 (colour) or None, not {config.channels}")
+  if config.image_size and min(config.image_size) < 1:
+    raise UserError(f"config field 'data.image_size' must be positive, not {config.image_size}")
   shape = source.shape
   if shape is None:
     if config.image_size is None:
       raise UserError(f"the images of dataset {config.name!r} may differ in size; set config field 'data.image_size'")
     shape = images.decode(source.records[0]["image"]).shape
-  return (*(config.image_size or shape[:2]), config.channels or shape[2])
+  channels = config.channels or shape[2]
+  for name in ("mean", "std"):
+    if (count := len(getattr(config, name))) not in (1, channels):
+      raise UserError(f"config field 'data.{name}' has {count} entries, but the images have {channels} channels")
+  return (*(config.image_size or shape[:2]), channels)
 
 
 def open_feed(config, split: str, seed: int, batch_size: int, mesh) -> tuple[Feed, Info]:

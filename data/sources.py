@@ -58,8 +58,12 @@ def _own(config, tfds):
   builder = getattr(importlib.import_module(module), symbol)(data_dir=str(folder), file_format="array_record")
   if not builder.is_prepared():
     tfds.disable_progress_bar()
-    with contextlib.redirect_stdout(io.StringIO()):
-      builder.download_and_prepare()
+    try:
+      with contextlib.redirect_stdout(io.StringIO()):
+        builder.download_and_prepare()
+    except OSError as error:
+      where = f"{str(folder)!r} (config field 'data.data_dir')"
+      raise UserError(f"cannot prepare dataset {config.name!r} in {where}: {error}") from None
   return builder
 
 
@@ -69,7 +73,9 @@ def _prepared(config, tfds):
     builder = tfds.builder(config.name, data_dir=config.data_dir)
   except tfds.core.DatasetNotFoundError:
     raise unknown("dataset", config.name, _names(config, tfds), "(config field 'data.name')") from None
-  except (AssertionError, ValueError) as error:
+  except (AssertionError, ValueError, ImportError) as error:
+    if "Parsing builder name" in str(error):  # "cifar-10" is no name that TFDS could know
+      raise unknown("dataset", config.name, _names(config, tfds), "(config field 'data.name')") from None
     raise UserError(f"dataset {config.name!r}: {_first_line(error)}") from None
   folder = Path(builder.data_dir)
   if not builder.is_prepared():
@@ -93,7 +99,7 @@ def _names(config, tfds) -> list[str]:
   folder = Path(config.data_dir) if config.data_dir else None
   local = [p.name for p in folder.iterdir() if p.is_dir()] if folder and folder.is_dir() else []
   near = difflib.get_close_matches(config.name, tfds.list_builders(with_community_datasets=False), n=3)
-  return [*BUILDERS, "folder", *local, *near]
+  return sorted({*BUILDERS, "folder", *local, *near})
 
 
 def _first_line(error) -> str:
@@ -172,6 +178,8 @@ def _folder(config, split) -> Source:
     for path in sorted((root / name).rglob("*"))
     if path.suffix.lower() in images.SUFFIXES and keep(path)
   ]
+  # As in TFDS, in a stable order that mixes the classes, so that a slice holds some of each.
+  pairs.sort(key=lambda pair: zlib.crc32(pair[0].relative_to(root).as_posix().encode()))
   pairs = pairs[round(begin * len(pairs)) : round(end * len(pairs))]
   if not pairs:
     raise UserError(f"split {split!r} of folder {str(root)!r} holds no images (looked for {' '.join(images.SUFFIXES)})")

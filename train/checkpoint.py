@@ -95,7 +95,7 @@ class Checkpoints:
       jax.tree_util.keystr(path, simple=True, separator="/"): (tuple(x.shape), str(x.dtype))
       for path, x in jax.tree_util.tree_leaves_with_path(tree)
     }
-    have, want = describe(saved), describe(_plain(like))
+    have, want = describe(saved), describe(like)
     differ = sorted(k for k in have.keys() | want.keys() if have.get(k) != want.get(k))
     if differ:
       lines = [f"{k}: file {have.get(k, 'none')}, model {want.get(k, 'none')}" for k in differ[:5]]
@@ -111,7 +111,3 @@ class Checkpoints:
     """Finishes what is under way and lets go of the folder."""
     self._manager.close()
 
-
-def _plain(tree):
-  """The tree as Orbax names it: attributes and tuple places become dict keys."""
-  return ocp.tree.serialize_tree(tree, keep_empty_nodes=False)

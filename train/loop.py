@@ -5,6 +5,7 @@ outside its arguments, so that a second call in a process gives what a fresh pro
 """
 
 import copy
+import json
 import re
 import time
 from pathlib import Path
@@ -44,7 +45,7 @@ def run(config: base.Config, workdir: str | Path, *, quiet: bool = False) -> dic
   folder = workdirs.absolute(workdir)
   workdirs.check(folder, config)
   if (result := workdirs.finished(folder, config.train.steps)) is not None:
-    return result | {"resumed": "finished"}
+    return result
   session = prepare(config)
   workdirs.create(folder, config, session.info)
   return _train(session, folder, began, quiet)
@@ -67,6 +68,7 @@ def prepare(config: base.Config) -> Session:
   Raises:
     UserError: unknown names, data not prepared, batch size not divisible by the devices.
   """
+  report.wants_tensorboard(config.train.tensorboard)
   mesh = make_mesh(config.train.devices)
   divisor = mesh.size * (config.train.accumulate or 1)
   if config.data.batch_size % divisor:
@@ -208,6 +210,7 @@ def _train(session: Session, folder: Path, began: float, quiet: bool) -> dict:
     name = split_name(config)
     metrics = {f"{name}_{k}": v for k, v in log.metrics_at(at).items()}
     result = {"metrics": metrics, "step": at, "seconds": elapsed(), "config": base.to_dict(config)}
+    result = json.loads(json.dumps(result))  # what result.json will be read back as
     log.finish(result)
     return result
   finally:

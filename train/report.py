@@ -24,20 +24,13 @@ class Metrics:
   """Rows of numbers by step: metrics.jsonl, which is the truth, and TensorBoard events beside it."""
 
   def __init__(self, workdir: Path, resume_step: int, tensorboard: bool | None):
-    """Opens the log; rows after `resume_step`, written by a run that went further before it died, are dropped.
-
-    Raises:
-      UserError: TensorBoard is asked for and not installed.
-    """
+    """Opens the log; rows after `resume_step`, written by a run that went further before it died, are dropped."""
     self._path = workdir / "metrics.jsonl"
     kept = [json.dumps(row) for row in read_metrics(workdir) if row["step"] <= resume_step]
     write_text(self._path, "".join(line + "\n" for line in kept))
     self._file = self._path.open("a")
-    installed = importlib.util.find_spec("tensorboardX") is not None
-    if tensorboard and not installed:
-      raise missing_extra("tensorboardX", "tensorboard", "config field 'train.tensorboard'")
     self._events = None
-    if tensorboard or (tensorboard is None and installed):
+    if wants_tensorboard(tensorboard):
       from tensorboardX import SummaryWriter
 
       self._events = SummaryWriter(str(workdir / "tensorboard"), purge_step=resume_step + 1)
@@ -55,6 +48,21 @@ class Metrics:
     self._file.close()
     if self._events:
       self._events.close()
+
+
+def wants_tensorboard(tensorboard: bool | None) -> bool:
+  """Whether to write TensorBoard events: as asked, or, for None, if they can be.
+
+  Raises:
+    UserError: they are asked for and tensorboardX is not installed.
+  """
+  try:
+    installed = importlib.util.find_spec("tensorboardX") is not None
+  except ValueError:  # its import is blocked
+    installed = False
+  if tensorboard and not installed:
+    raise missing_extra("tensorboardX", "tensorboard", "config field 'train.tensorboard'")
+  return installed if tensorboard is None else tensorboard
 
 
 def read_metrics(workdir: Path) -> list[dict]:

@@ -126,16 +126,17 @@ def test_synced_batch_norm_does_not_depend_on_devices(tiny_gan):
 
     def forward(x):
       _, new = model.apply(variables, x, train=True, method="discriminate", mutable=["batch_stats"])
-      return lax.pmean(new["batch_stats"]["discriminator"], DATA)
+      batch = jax.tree.map(lambda x: (x - 0.9) / 0.1, {k: v["var"] for k, v in new["batch_stats"]["discriminator"].items()})
+      return lax.pmean(batch, DATA)  # the batch's own variances: the running ones start at 1 and move by a tenth
 
     x = jax.random.normal(jax.random.PRNGKey(1), (16, 16, 16, 1)) + jnp.linspace(-3, 3, 16)[:, None, None, None]
     return jax.device_get(step.pmapped(forward, session.mesh, P(DATA), P())(x))
 
   one, two, own = statistics(1, True), statistics(2, True), statistics(2, False)
   assert jax.tree.leaves(one)
-  assert_same(two, one, 1e-5)
+  assert_same(two, one, 1e-2)  # a variance of 1e-4 read back from a float32 of about 1
   with pytest.raises(AssertionError):
-    assert_same(own, one, 1e-3)
+    assert_same(own, one, 1e-1)
 
 
 def test_bfloat16_keeps_parameters_and_losses_in_float32(tiny):
@@ -168,7 +169,7 @@ def test_average_of_parameters_follows_its_formula(tiny):
 
 def test_no_slow_convolution_in_a_compiled_loop(tiny):
   """XLA's CPU backend runs only this layout as a matrix product; a stock gradient in a loop is 30 times slower."""
-  session = loop.prepare(tiny(train__devices=1))
+  session = loop.prepare(tiny(train__devices=1, model__fields={}, data__image_size=(28, 28)))
   items = next(session.train.train_items(0, iter([4]), 4))
   args = (loop.initial_state(session), session.train.resident, items, np.int32(4))
   text = loop.train_function(session, 4).lower(*args).compile().as_text()

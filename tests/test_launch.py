@@ -1,0 +1,203 @@
+"""The command line as a user meets it: every mode, and every mistake as one line, exit code 2, in under five seconds."""
+
+import csv
+import json
+import resource
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+TINY = [
+  "--config.train.steps=4",
+  "--config.train.eval_every=2",
+  "--config.data.batch_size=32",
+  "--config.data.image_size=(8, 8)",
+  "--config.model.fields.features=(4, 4, 8)",
+  "--config.model.fields.hidden_size=8",
+]
+
+
+def launch(root, *arguments, cwd):
+  return subprocess.run(
+    [sys.executable, str(root / "launch.py"), *arguments], cwd=cwd, capture_output=True, text=True, timeout=120
+  )
+
+
+@pytest.fixture(scope="module")
+def trained(pytestconfig, tmp_path_factory):
+  """A folder with two tiny trained runs."""
+  folder = tmp_path_factory.mktemp("launch")
+  for seed in (0, 1):
+    done = launch(pytestconfig.rootpath, *TINY, f"--config.seed={seed}", f"--workdir=runs/{seed}", cwd=folder)
+    assert done.returncode == 0, done.stderr
+  return folder
+
+
+def test_train_says_where_everything_lies(root, trained):
+  again = launch(root, "--workdir=runs/0", cwd=trained)
+  assert again.returncode == 0
+  assert "already complete at step 4" in again.stdout
+  last = again.stdout.strip().splitlines()[-1]
+  accuracy = json.loads((trained / "runs/0/result.json").read_text())["metrics"]["test_accuracy"]
+  assert last.startswith(f"test accuracy {accuracy:.4f}, ")
+  assert "everything lies in runs/0" in last
+
+
+def test_more_steps_go_on(root, trained):
+  more = launch(root, "--workdir=runs/1", "--config.train.steps=6", cwd=trained)
+  assert more.returncode == 0, more.stderr
+  assert "resuming at step 4" in more.stderr
+  assert json.loads((trained / "runs/1/result.json").read_text())["step"] == 6
+
+
+def test_eval_of_one_and_of_an_ensemble(root, trained):
+  one = launch(root, "--mode=eval", "--workdir=runs/0", cwd=trained)
+  accuracy = json.loads((trained / "runs/0/result.json").read_text())["metrics"]["test_accuracy"]
+  assert f"test accuracy {accuracy:.4f}" in one.stdout, one.stderr
+  both = launch(root, "--mode=eval", "--workdir=runs/0,runs/1", cwd=trained)
+  assert both.returncode == 0, both.stderr
+  assert "ensemble of 2" in both.stdout
+
+
+def test_ensemble_is_the_mean_of_softmax(trained):
+  from flaxonomy.train import inference, loop
+
+  folders = [str(trained / "runs" / name) for name in ("0", "1")]
+  runs = [inference.load(folder, loop.make_mesh(1)) for folder in folders]
+  feed, _ = loop.open_test(runs[0].config, loop.make_mesh(1))
+  batch = feed.read(range(feed.size))
+  probs = np.mean([run.task.predict_step(run.state, batch)["probs"] for run in runs], axis=0)
+  expected = (probs.argmax(1) == batch["label"]).mean()
+  assert inference.evaluate(folders)["metrics"]["test_accuracy"] == pytest.approx(expected)
+
+
+def test_predict_writes_labels_and_pictures(root, trained):
+  photos = trained / "photos"
+  photos.mkdir()
+  rng = np.random.default_rng(0)
+  for i, shape in enumerate([(20, 30, 3), (8, 8), (300, 200, 4)]):
+    Image.fromarray(rng.integers(0, 256, shape, np.uint8)).save(photos / f"{i}.png")
+  done = launch(root, "--mode=predict", "--workdir=runs/0", f"--inputs={photos}", cwd=trained)
+  assert done.returncode == 0, done.stderr
+  with (trained / "runs/0/predictions/predictions.csv").open() as file:
+    rows = list(csv.DictReader(file))
+  assert [row["file"] for row in rows] == [str(photos / f"{i}.png") for i in range(3)]
+  for row in rows:
+    probs = np.array([float(row[str(c)]) for c in range(10)])
+    assert abs(probs.sum() - 1) < 1e-3
+    assert probs[int(row["label"])] == probs.max()  # printed with four digits: a tie may hide the larger one
+  assert len(list((trained / "runs/0/predictions").glob("*.png"))) == 3
+  again = launch(root, "--mode=predict", "--workdir=runs/0", f"--inputs={photos / '0.png'}", cwd=trained)
+  assert "predictions_2" in again.stdout, again.stderr
+
+
+def test_export_is_what_the_model_computes(root, trained):
+  import jax
+  import safetensors.numpy
+
+  from flaxonomy.train import export, inference, loop
+
+  done = launch(root, "--mode=export", "--workdir=runs/0", cwd=trained)
+  assert done.returncode == 0, done.stderr
+  folder = trained / "runs/0/export"
+  assert {p.name for p in folder.iterdir()} == {"model.jaxexport", "params.safetensors", "config.json", "labels.txt", "README.md"}
+  function = jax.export.deserialize(bytearray((folder / "model.jaxexport").read_bytes()))
+  assert set(function.platforms) == {"cpu", "cuda", "tpu"}
+  variables = export.unflatten(safetensors.numpy.load_file(folder / "params.safetensors"))
+  run = inference.load(trained / "runs/0", loop.make_mesh(1))
+  for size in (1, 5):
+    x = np.random.default_rng(size).integers(0, 256, (size, 8, 8, 1), np.uint8)
+    ours = run.task.predict_step(run.state, {"image": x})["probs"]
+    np.testing.assert_allclose(function.call(variables, x)["probs"], ours, atol=1e-6)
+
+
+def test_preview_and_training_after_it(root, tmp_path):
+  done = launch(root, "--mode=preview", *TINY, "--config.data.augment.rotate=20", "--workdir=new", cwd=tmp_path)
+  assert done.returncode == 0, done.stderr
+  assert [p.name for p in (tmp_path / "new").iterdir()] == ["preview.png"]
+  assert Image.open(tmp_path / "new/preview.png").size[0] > 500
+
+
+def test_list_has_every_config_with_a_description(root, tmp_path):
+  lines = launch(root, "--list", cwd=tmp_path).stdout.splitlines()
+  names = {p.name for p in (root / "configs").glob("*.py")} - {"__init__.py", "base.py"}
+  assert {line.split()[0] for line in lines} == {f"configs/{name}" for name in names}
+  assert all(len(line.split(maxsplit=1)[1]) > 20 for line in lines)
+
+
+def test_help_lists_the_flags(root, tmp_path):
+  done = launch(root, "--help", cwd=tmp_path)
+  assert done.returncode == 0
+  assert all(f"--{flag}" in done.stdout for flag in ("config", "workdir", "mode", "inputs", "checkpoint"))
+
+
+MISTAKES = {
+  "misspelt field": (["--config.optim.lrr=1"], "'optim.lrr'; did you mean 'optim.lr'"),
+  "group of fields": (["--config.optim=adam"], "'optim' is a group; set one of its fields: optim.name"),
+  "wrong type": (["--config.optim.lr=fast"], "config.optim.lr=fast"),
+  "wrong tuple": (["--config.data.image_size=(8,)"], "'data.image_size' must be a tuple of int, 2 long or None"),
+  "impossible value": (["--config.data.batch_size=0"], "'data.batch_size' must be at least 1, not 0"),
+  "config file": (["--config=configs/digit.py"], "unknown config file 'configs/digit.py'; did you mean"),
+  "broken config file": (["--config=broken.py"], "config file 'broken.py' line 2: NameError"),
+  "config file without syntax": (["--config=syntax.py"], "config file 'syntax.py' line 1: SyntaxError"),
+  "config of another kind": (["--config=dict.py"], "must return a Config, not dict"),
+  "flag": (["--wokdir=x"], "Unknown command line flag 'wokdir'. Did you mean: workdir"),
+  "argument": (["train"], "unexpected argument 'train'"),
+  "mode": (["--mode=trian"], "<train|eval|predict|export|preview>"),
+  "task": (["--config.task=classificaton"], "unknown task 'classificaton'; did you mean 'classification'?"),
+  "model": (["--config.model.name=deepconvnet"], "unknown model 'deepconvnet'; did you mean 'deep_convnet'?"),
+  "model field": (["--config.model.fields.droput=.1"], "'droput'; did you mean 'dropout'?"),
+  "type of model field": (["--config.model.fields.dropout=high"], "'dropout' of model 'deep_convnet' must be like 0.5"),
+  "dataset": (["--config.data.name=digit"], "unknown dataset 'digit'; did you mean 'digits'?"),
+  "TFDS dataset": (["--config.data.name=mnst"], "unknown dataset 'mnst'; did you mean 'mnist'"),
+  "not prepared": (["--config.data.name=mnist", "--config.data.data_dir=."], "download_and_prepare()"),
+  "split": (["--config.data.eval_split=tset"], "'tset'; did you mean 'test'?"),
+  "optimizer": (["--config.optim.name=adan"], "unknown optimizer 'adan'; did you mean 'adam'"),
+  "schedule": (["--config.optim.schedule=cosin"], "unknown schedule 'cosin'; did you mean 'cosine'?"),
+  "pattern": (["--config.optim.freeze=('conv(',)"], "pattern 'conv(' is not a regular expression"),
+  "pattern without match": (["--config.optim.freeze=('conv9',)"], "'optim.freeze': 'conv9'"),
+  "batch and devices": (["--config.data.batch_size=101"], "must be divisible by 2 devices"),
+  "devices": (["--config.train.devices=9"], "'train.devices' is 9, but there are 2 devices"),
+  "dtype": (["--config.train.dtype=float8"], "unknown train.dtype 'float8'"),
+  "foreign folder": (["--workdir=taken"], "holds files but no run"),
+  "file as folder": (["--workdir=syntax.py"], "is a file"),
+  "no run": (["--mode=eval", "--workdir=nothing"], "holds no run"),
+  "no inputs": (["--mode=predict", "--workdir=nothing"], "--mode=predict needs --inputs="),
+  "two workdirs": (["--workdir=a,b"], "takes one --workdir, not 2"),
+  "missing extra": (["--config.train.tensorboard=True", *TINY], "pip install 'flaxonomy[tensorboard]'"),
+}
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_mistakes(name, root, tmp_path, monkeypatch):
+  arguments, expected = MISTAKES[name]
+  (tmp_path / "broken.py").write_text("def get_config():\n  return nothing\n")
+  (tmp_path / "syntax.py").write_text("def get_config(:\n")
+  (tmp_path / "dict.py").write_text("def get_config():\n  return {}\n")
+  (tmp_path / "taken").mkdir()
+  (tmp_path / "taken/thesis.tex").write_text("mine")
+  if name == "missing extra":  # a package of that name that cannot be found
+    (tmp_path / "sitecustomize.py").write_text("import sys\nsys.modules['tensorboardX'] = None\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+  before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+  began = _processor_seconds()
+  done = launch(root, *arguments, cwd=tmp_path)
+  seconds = _processor_seconds() - began
+  assert done.returncode == 2, done.stderr
+  assert done.stdout == ""
+  lines = done.stderr.strip().splitlines()
+  assert len(lines) == 1, done.stderr
+  assert lines[0].startswith("error: ")
+  assert expected in lines[0]
+  assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file() and "__pycache__" not in p.parts} == before
+  assert not (tmp_path / "runs").exists()
+  assert seconds < 5
+
+
+def _processor_seconds() -> float:
+  """Processor time of all finished child processes; unlike the clock it does not count what else the machine does."""
+  used = resource.getrusage(resource.RUSAGE_CHILDREN)
+  return used.ru_utime + used.ru_stime

@@ -1,0 +1,140 @@
+"""The shape of the house: who imports whom, what is packaged, that every config and public function is sound."""
+
+import ast
+import configparser
+import importlib
+import importlib.util
+import subprocess
+import sys
+import zipfile
+
+import jax
+import pytest
+
+from flaxonomy.configs import base
+
+ROOMS = ("configs", "data", "models", "train")
+# What the files of a room may import of the project; `errors` is free to all.
+MAY_IMPORT = {
+  "models": {"models"},
+  "data": {"data"},
+  "configs": {"configs"},
+  "train": {"train", "data", "models", "configs"},
+  "launch.py": {"train", "configs"},
+  "errors.py": set(),
+  "__init__.py": set(),
+}
+MODELS_MAY_USE = {"jax", "flax", "flaxonomy", "dataclasses", "functools", "math", "importlib", "collections", "typing"}
+
+
+def sources(root):
+  """(room, path) of every file of the package."""
+  for path in sorted(root.glob("*.py")):
+    yield path.name, path
+  for room in ROOMS:
+    for path in sorted((root / room).rglob("*.py")):
+      yield room, path
+
+
+def imports(path):
+  """Dotted names that a file imports."""
+  for node in ast.walk(ast.parse(path.read_text())):
+    if isinstance(node, ast.Import):
+      yield from (alias.name for alias in node.names)
+    elif isinstance(node, ast.ImportFrom):
+      assert node.level == 0, f"{path}: relative import"
+      yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def test_who_knows_whom(root):
+  for room, path in sources(root):
+    for name in imports(path):
+      parts = name.split(".")
+      assert parts[0] not in ROOMS, f"{path} imports {name} without the package's name"
+      if parts[0] == "flaxonomy" and parts[1] not in ("errors", "__version__"):
+        assert parts[1] in MAY_IMPORT[room], f"{path} must not know {name}"
+      if room == "models":
+        assert parts[0] in MODELS_MAY_USE, f"{path} must know jax and flax only, not {name}"
+
+
+def test_no_circles(root):
+  edges = {}
+  for _, path in sources(root):
+    module = ".".join(["flaxonomy", *path.relative_to(root).with_suffix("").parts]).removesuffix(".__init__")
+    edges[module] = {name for name in imports(path) if name.startswith("flaxonomy.")}
+  known = set(edges)
+  resolve = lambda name: name if name in known else name.rpartition(".")[0]
+  graph = {module: {resolve(n) for n in names} & known for module, names in edges.items()}
+  done, path = set(), []
+
+  def visit(module):
+    assert module not in path, f"a circle: {' -> '.join([*path[path.index(module) :], module])}"
+    if module not in done:
+      path.append(module)
+      for other in sorted(graph[module] - {module}):
+        visit(other)
+      path.pop()
+      done.add(module)
+
+  for module in graph:
+    visit(module)
+
+
+def packages(root):
+  parser = configparser.ConfigParser()
+  parser.read(root / "setup.cfg")
+  return set(parser["options"]["packages"].split())
+
+
+def test_packages_are_the_folders(root):
+  folders = {"flaxonomy"}
+  for room in ROOMS:
+    for path in (root / room).rglob("__init__.py"):
+      folders.add(".".join(["flaxonomy", *path.parent.relative_to(root).parts]))
+    for path in (root / room).rglob("*.py"):
+      assert (path.parent / "__init__.py").exists(), f"{path.parent} has no __init__.py"
+  assert packages(root) == folders
+
+
+def test_wheel_holds_the_package_and_nothing_else(root, tmp_path):
+  import shutil
+
+  kept = shutil.ignore_patterns(".git", "build", "*.egg-info", "runs", ".venv*", "__pycache__")
+  shutil.copytree(root, tmp_path / "source", ignore=kept)
+  command = [sys.executable, "-m", "build", "--wheel", "--outdir", str(tmp_path), str(tmp_path / "source")]
+  done = subprocess.run(command, capture_output=True, text=True)
+  assert done.returncode == 0, done.stderr + done.stdout
+  (wheel,) = tmp_path.glob("*.whl")
+  held = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
+  assert held == {f"flaxonomy/{path.relative_to(root)}" for _, path in sources(root)}
+
+
+@pytest.mark.parametrize("name", sorted(p.stem for p in __import__("pathlib").Path(base.__file__).parent.glob("*.py")))
+def test_configs_are_complete_and_build(name, root, monkeypatch):
+  """Every experiment says what it is, validates, survives JSON, and builds its task without data or a compilation."""
+  if name in ("__init__", "base"):
+    return
+  module = importlib.import_module(f"flaxonomy.configs.{name}")
+  assert "python launch.py" in module.__doc__
+  config = base.validate(module.get_config())
+  assert base.from_dict(base.to_dict(config)) == config
+  from flaxonomy.data.pipeline import Info
+  from flaxonomy.train import tasks
+
+  shapes = {"mnist": (28, 28, 1), "digits": (8, 8, 1)}
+  size = config.data.image_size or shapes[config.data.name][:2]
+  info = Info(config.data.name, tuple("0123456789"), (*size, shapes[config.data.name][2]))
+  task = tasks.build(config, info, 2)
+  state = jax.eval_shape(task.init, jax.random.PRNGKey(0))
+  assert sum(x.size for x in jax.tree.leaves(state.params)) > 1000
+
+
+def test_nothing_heavy_is_imported_before_it_is_needed(tmp_path):
+  """The command line starts without JAX; no file of the package needs TensorFlow or torch."""
+  program = (
+    "import sys, flaxonomy.train.command; assert 'jax' not in sys.modules; "
+    "from flaxonomy.train import loop, export, inference; from flaxonomy.data.datasets import digits; "
+    "assert not {'tensorflow', 'torch', 'tensorboardX', 'matplotlib.pyplot'} & set(sys.modules)"
+  )
+  subprocess.run([sys.executable, "-c", program], check=True, cwd=tmp_path)
+

@@ -1,0 +1,203 @@
+"""The loop: what it leaves, resuming bit for bit, running twice in one process, other tasks through it unchanged."""
+
+import hashlib
+import json
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from flaxonomy.configs import base
+from flaxonomy.data import pipeline
+from flaxonomy.errors import UserError
+from flaxonomy.train import checkpoint, loop, report
+
+TASKS = ["classification", "gan"]
+
+
+@pytest.fixture
+def config_of(tiny, tiny_gan):
+  """Config makers by task: tests written over the list of tasks hold for each."""
+  return {"classification": lambda **c: tiny(model__fields__dropout=0.5, **c), "gan": tiny_gan}
+
+
+def rows(folder):
+  """Training rows: the loss sequence and everything beside it."""
+  return [row for row in report.read_metrics(folder) if row["split"] == "train"]
+
+
+def digest(folder, step):
+  """A hash of every bit of a saved state."""
+  from flaxonomy.train import workdir
+
+  session = loop.prepare(workdir.load_config(folder))
+  saves = checkpoint.Checkpoints(folder, read_only=True)
+  state, _ = saves.restore(step, loop.abstract_state(session.task, session.mesh))
+  saves.close()
+  total = hashlib.sha256()
+  for leaf in jax.tree.leaves(jax.device_get(state)):
+    total.update(np.asarray(leaf).tobytes())
+  return total.hexdigest()
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_a_run_leaves_everything(task, config_of, tmp_path):
+  result = loop.run(config_of[task](), tmp_path / "run", quiet=True)
+  names = {p.name for p in (tmp_path / "run").iterdir()}
+  pictures = {"classification": {"confusion.png", "predictions.png"}, "gan": {"samples.png"}}[task]
+  assert names == {"checkpoints", "config.json", "data.json", "metrics.jsonl", "curves.png", "report.html", "result.json"} | pictures
+  saved = json.loads((tmp_path / "run/result.json").read_text())
+  assert saved == result
+  assert set(saved) == {"metrics", "step", "seconds", "config"}
+  assert saved["step"] == 12
+  assert all(name.startswith("test_") for name in saved["metrics"])
+  assert [row["step"] for row in rows(tmp_path / "run")] == list(range(1, 13))
+  evaluations = [row["step"] for row in report.read_metrics(tmp_path / "run") if row["split"] == "test"]
+  assert evaluations == [6, 12]
+  page = (tmp_path / "run/report.html").read_text()
+  assert page.count("data:image/png;base64,") == len(pictures) + 1
+  assert "<script" not in page
+  assert "http" not in page.replace("http-equiv", "")
+
+
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("most", [1, 4])
+def test_stopping_anywhere_and_resuming_changes_no_bit(task, most, config_of, tmp_path):
+  """Twelve steps at once against a run stopped at step 5, which is no multiple of anything, and resumed."""
+  config = config_of[task](train__steps_per_dispatch=most, train__ema_decay=0.9)
+  loop.run(config, tmp_path / "whole", quiet=True)
+  loop.run(base.override(config, {"train.steps": 5}), tmp_path / "parts", quiet=True)
+  loop.run(config, tmp_path / "parts", quiet=True)
+  assert rows(tmp_path / "parts") == rows(tmp_path / "whole")
+  assert digest(tmp_path / "parts", 12) == digest(tmp_path / "whole", 12)
+
+
+PROGRAM = """
+import sys, jax
+jax.config.update("jax_num_cpu_devices", 4)
+from flaxonomy.configs import base
+from flaxonomy.train import loop
+import json
+loop.run(base.from_dict(json.loads(sys.argv[1])), sys.argv[2], quiet=True)
+"""
+
+
+def test_a_second_run_in_a_process_equals_a_fresh_process(config_of, tmp_path):
+  first, second = config_of["gan"](), config_of["classification"](optim__name="adam")
+  loop.run(first, tmp_path / "first", quiet=True)
+  loop.run(second, tmp_path / "second", quiet=True)
+  arguments = [json.dumps(base.to_dict(second)), str(tmp_path / "fresh")]
+  subprocess.run([sys.executable, "-c", PROGRAM, *arguments], check=True, cwd=tmp_path)
+  assert rows(tmp_path / "second") == rows(tmp_path / "fresh")
+  assert digest(tmp_path / "second", 12) == digest(tmp_path / "fresh", 12)
+
+
+def test_run_changes_neither_its_config_nor_jax(config_of, tmp_path):
+  config = config_of["classification"]()
+  before, settings = base.to_dict(config), dict(jax.config.values)
+  loop.run(config, tmp_path / "run", quiet=True)
+  assert base.to_dict(config) == before
+  assert dict(jax.config.values) == settings
+
+
+def test_a_finished_run_is_returned_and_left_alone(config_of, tmp_path):
+  config = config_of["classification"]()
+  result = loop.run(config, tmp_path / "run", quiet=True)
+  before = {p: p.stat().st_mtime_ns for p in (tmp_path / "run").rglob("*") if p.is_file()}
+  assert loop.run(config, tmp_path / "run", quiet=True) == result
+  assert {p: p.stat().st_mtime_ns for p in (tmp_path / "run").rglob("*") if p.is_file()} == before
+
+
+def test_a_workdir_of_another_config_is_refused_and_left_alone(config_of, tmp_path):
+  config = config_of["classification"]()
+  loop.run(config, tmp_path / "run", quiet=True)
+  before = {p: p.read_bytes() for p in (tmp_path / "run").glob("*.json")}
+  with pytest.raises(UserError, match=r"belongs to another config: optim.lr = 0.1 there, 0.2 here; .*--workdir"):
+    loop.run(base.override(config, {"optim.lr": 0.2}), tmp_path / "run", quiet=True)
+  assert {p: p.read_bytes() for p in (tmp_path / "run").glob("*.json")} == before
+
+
+@pytest.mark.parametrize("field, value", [("data.name", "digitz"), ("data.batch_size", 33), ("model.name", "deepconv")])
+def test_an_error_leaves_no_workdir(config_of, tmp_path, field, value):
+  with pytest.raises(UserError):
+    loop.run(base.override(config_of["classification"](), {field: value}), tmp_path / "run", quiet=True)
+  assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("devices, eval_batch", [(1, 100), (2, 99), (4, 1000)])
+@pytest.mark.parametrize("on_device", [True, False])
+def test_evaluation_counts_every_example_once(tiny, devices, eval_batch, on_device):
+  config = tiny(train__devices=devices, data__eval_batch_size=eval_batch, data__on_device=on_device)
+  session = loop.prepare(config)
+  state = loop.initial_state(session)
+  found = loop.evaluate(loop.eval_function([session.task], session.test, session.mesh), session.task, session.test, [state])
+  labels = session.test.read(range(session.test.size))["label"]
+  assert found.sums["count"] == len(labels)
+  np.testing.assert_array_equal(found.sums["confusion"].sum(1), np.bincount(labels, minlength=10))
+  np.testing.assert_allclose(found.metrics["accuracy"], np.trace(found.sums["confusion"]) / len(labels))
+
+
+def test_metrics_against_sklearn(tiny):
+  from sklearn import metrics
+
+  session = loop.prepare(tiny())
+  rng = np.random.default_rng(0)
+  probs = rng.dirichlet(np.ones(12), 50).astype(np.float32)
+  label = rng.integers(0, 12, 50)
+  mask = np.ones(50, np.float32)
+  mask[45:] = 0
+  sums = jax.device_get(session.task.score({"probs": probs}, {"label": label, "mask": mask}))
+  ours, seen = session.task.metrics(sums), slice(0, 45)
+  np.testing.assert_allclose(ours["accuracy"], metrics.accuracy_score(label[seen], probs[seen].argmax(1)))
+  np.testing.assert_allclose(ours["loss"], metrics.log_loss(label[seen], probs[seen], labels=range(12)), rtol=1e-5)
+  top5 = metrics.top_k_accuracy_score(label[seen], probs[seen], k=5, labels=range(12))
+  np.testing.assert_allclose(ours["top5_accuracy"], top5)
+  np.testing.assert_array_equal(sums["confusion"], metrics.confusion_matrix(label[seen], probs[seen].argmax(1), labels=range(12)))
+
+
+def test_read_ahead_is_two_dispatches(monkeypatch, tiny):
+  session = loop.prepare(tiny(data__on_device=False))
+  made = []
+  place = pipeline._place
+  monkeypatch.setattr(pipeline, "_place", lambda *a: made.append(1) or place(*a))
+  items = session.train.train_items(0, iter([1] * 10), 1)
+  next(items)
+  assert len(made) == pipeline.AHEAD
+  items.close()
+
+
+def test_progress_on_a_terminal_and_elsewhere(capsys):
+  import io
+
+  class Terminal(io.StringIO):
+    def isatty(self):
+      return True
+
+  live, plain = Terminal(), io.StringIO()
+  for stream in (live, plain):
+    progress = report.Progress(100, 0, 32, stream, every=0.0)
+    progress._every = 0.0
+    progress.update(50, {"loss": 1.5, "accuracy": 0.25})
+  assert live.getvalue().startswith("\r\x1b[Kstep 50/100  loss 1.5000  accuracy 0.2500  ")
+  assert not live.getvalue().endswith("\n")
+  assert plain.getvalue().endswith("left\n")
+  assert "examples/s" in plain.getvalue()
+
+
+def test_rows_after_the_resumed_step_are_dropped(tmp_path):
+  log = report.Metrics(tmp_path, 0, tensorboard=False)
+  for step in range(1, 5):
+    log.write(step, "train", {"loss": float(step)})
+  log.close()
+  with (tmp_path / "metrics.jsonl").open("a") as file:
+    file.write('{"step": 5, "spl')  # cut off by a crash
+  report.Metrics(tmp_path, 2, tensorboard=False).close()
+  assert [row["step"] for row in report.read_metrics(tmp_path)] == [1, 2]
+
+
+def test_tensorboard_events(tiny, tmp_path):
+  pytest.importorskip("tensorboardX")
+  loop.run(tiny(train__tensorboard=True, train__steps=2), tmp_path / "run", quiet=True)
+  assert list((tmp_path / "run/tensorboard").glob("events.*"))
