@@ -1,9 +1,9 @@
 """DeepConvNet on MNIST with augmentation, cosine decay and averaged weights: one member of an ensemble of five.
 
-  for s in 0 1 2 3 4; do
-    python launch.py --config=configs/mnist_augmented.py --config.seed=$s --workdir=runs/mnist_$s --config.data.data_dir=DIR
-  done
-  python launch.py --mode=eval --workdir=runs/mnist_0,runs/mnist_1,runs/mnist_2,runs/mnist_3,runs/mnist_4
+for s in 0 1 2 3 4; do
+  python launch.py --config=configs/mnist_augmented.py --config.seed=$s --workdir=runs/mnist_$s --config.data.data_dir=DIR
+done
+python launch.py --mode=eval --workdir=runs/mnist_0,runs/mnist_1,runs/mnist_2,runs/mnist_3,runs/mnist_4
 """
 
 from flaxonomy.configs.base import Augment, Config, Data, Model, Optim, Train

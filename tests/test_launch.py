@@ -97,13 +97,18 @@ def test_predict_writes_labels_and_pictures(root, trained):
 def test_export_is_what_the_model_computes(root, trained):
   import jax
   import safetensors.numpy
-
   from flaxonomy.train import export, inference, loop
 
   done = launch(root, "--mode=export", "--workdir=runs/0", cwd=trained)
   assert done.returncode == 0, done.stderr
   folder = trained / "runs/0/export"
-  assert {p.name for p in folder.iterdir()} == {"model.jaxexport", "params.safetensors", "config.json", "labels.txt", "README.md"}
+  assert {p.name for p in folder.iterdir()} == {
+    "model.jaxexport",
+    "params.safetensors",
+    "config.json",
+    "labels.txt",
+    "README.md",
+  }
   function = jax.export.deserialize(bytearray((folder / "model.jaxexport").read_bytes()))
   assert set(function.platforms) == {"cpu", "cuda", "tpu"}
   variables = export.unflatten(safetensors.numpy.load_file(folder / "params.safetensors"))

@@ -10,7 +10,6 @@ import zipfile
 
 import jax
 import pytest
-
 from flaxonomy.configs import base
 
 ROOMS = ("configs", "data", "models", "train")
@@ -137,4 +136,3 @@ def test_nothing_heavy_is_imported_before_it_is_needed(tmp_path):
     "assert not {'tensorflow', 'torch', 'tensorboardX', 'matplotlib.pyplot'} & set(sys.modules)"
   )
   subprocess.run([sys.executable, "-c", program], check=True, cwd=tmp_path)
-

@@ -110,4 +110,3 @@ class Checkpoints:
   def close(self) -> None:
     """Finishes what is under way and lets go of the folder."""
     self._manager.close()
-

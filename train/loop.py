@@ -293,12 +293,14 @@ class _Log:
 
 
 def _greeting(session: Session, at: int, folder: Path) -> str:
-  config, shape = session.config, session.info.image_shape
-  params = sum(x.size for x in jax.tree.leaves(jax.eval_shape(session.task.init, jax.random.PRNGKey(0)).params))
+  config, devices = session.config, session.mesh.devices.flatten()
+  state = jax.eval_shape(session.task.init, jax.random.PRNGKey(0))
+  params = sum(x.size for x in jax.tree.leaves(state.params))
+  shape = " x ".join(map(str, session.info.image_shape))
+  sizes = f"{session.train.size:,} + {session.test.size:,} examples of {shape}"
   kept = "on the devices" if session.train.resident else "streamed"
-  device = session.mesh.devices.flat[0]
+  start = f"resuming at step {at}" if at else "from the start"
   return (
-    f"{config.model.name} ({params:,} parameters) on {config.data.name} ({session.train.size:,} + "
-    f"{session.test.size:,} examples of {' x '.join(map(str, shape))}, {kept}), {session.mesh.size} x {device.device_kind}, "
-    f"{'resuming at step ' + str(at) if at else 'from the start'}, in {folder}"
+    f"{config.model.name} ({params:,} parameters) on {config.data.name} ({sizes}, {kept}), "
+    f"{len(devices)} x {devices[0].device_kind}, {start}, in {folder}"
   )

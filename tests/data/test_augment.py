@@ -310,10 +310,12 @@ def test_one_map_is_the_single_ones_one_after_another():
 
 
 def test_everything_is_the_kinds_one_after_another():
-  """Geometry, contrast, brightness, clipping, normalisation, cutout, mixup; each kind's draw is read from a run of its own."""
+  """Geometry, contrast, brightness, clipping, normalisation, cutout, mixup; each draw is read from a run of its own."""
   size, mean, std = (11, 14), (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
   batch = batch_of(size=size)
-  grey = batch_of(size=size, low=100, high=150)  # nothing is clipped here, so that the draws can be read
+  grey = batch_of(size=size, low=100, high=150) | {
+    "index": batch["index"]
+  }  # nothing is clipped here, so that the draws can be read
   x, centre = scaled(grey), scaled(grey).mean((1, 2, 3), keepdims=True)
   offset = (run(grey, only("brightness"))["image"] - x).mean((1, 2, 3), keepdims=True)
   factor = ((run(grey, only("contrast"))["image"] - centre) / (x - centre)).mean((1, 2, 3), keepdims=True)

@@ -5,7 +5,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import seeded
-
 from flaxonomy import models
 from flaxonomy.train.tasks import gan
 

@@ -6,7 +6,6 @@ import numpy as np
 import optax
 import pytest
 import seeded
-
 from flaxonomy import models
 
 LAYERS = {

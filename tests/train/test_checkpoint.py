@@ -4,7 +4,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-
 from flaxonomy.errors import UserError
 from flaxonomy.train import checkpoint, loop, step
 
@@ -55,7 +54,9 @@ def test_another_architecture_is_refused_by_its_leaves(tmp_path):
   saves = checkpoint.Checkpoints(tmp_path)
   saves.save(1, state(1), {}, {}, {})
   saves.wait()
-  with pytest.raises(UserError, match=r"2 leaves differ: params/layer/bias: file \(\(3,\), 'float32'\), model \(\(4,\)"):
+  with pytest.raises(
+    UserError, match=r"2 leaves differ: params/layer/bias: file \(\(3,\), 'float32'\), model \(\(4,\)"
+  ):
     saves.restore(1, like(state(0, features=4)))
   saves.close()
 

@@ -8,7 +8,6 @@ import sys
 import jax
 import numpy as np
 import pytest
-
 from flaxonomy.configs import base
 from flaxonomy.data import pipeline
 from flaxonomy.errors import UserError
@@ -47,7 +46,11 @@ def test_a_run_leaves_everything(task, config_of, tmp_path):
   result = loop.run(config_of[task](), tmp_path / "run", quiet=True)
   names = {p.name for p in (tmp_path / "run").iterdir()}
   pictures = {"classification": {"confusion.png", "predictions.png"}, "gan": {"samples.png"}}[task]
-  assert names == {"checkpoints", "config.json", "data.json", "metrics.jsonl", "curves.png", "report.html", "result.json"} | pictures
+  assert (
+    names
+    == {"checkpoints", "config.json", "data.json", "metrics.jsonl", "curves.png", "report.html", "result.json"}
+    | pictures
+  )
   saved = json.loads((tmp_path / "run/result.json").read_text())
   assert saved == result
   assert set(saved) == {"metrics", "step", "seconds", "config"}
@@ -132,7 +135,9 @@ def test_evaluation_counts_every_example_once(tiny, devices, eval_batch, on_devi
   config = tiny(train__devices=devices, data__eval_batch_size=eval_batch, data__on_device=on_device)
   session = loop.prepare(config)
   state = loop.initial_state(session)
-  found = loop.evaluate(loop.eval_function([session.task], session.test, session.mesh), session.task, session.test, [state])
+  found = loop.evaluate(
+    loop.eval_function([session.task], session.test, session.mesh), session.task, session.test, [state]
+  )
   labels = session.test.read(range(session.test.size))["label"]
   assert found.sums["count"] == len(labels)
   np.testing.assert_array_equal(found.sums["confusion"].sum(1), np.bincount(labels, minlength=10))
@@ -154,7 +159,9 @@ def test_metrics_against_sklearn(tiny):
   np.testing.assert_allclose(ours["loss"], metrics.log_loss(label[seen], probs[seen], labels=range(12)), rtol=1e-5)
   top5 = metrics.top_k_accuracy_score(label[seen], probs[seen], k=5, labels=range(12))
   np.testing.assert_allclose(ours["top5_accuracy"], top5)
-  np.testing.assert_array_equal(sums["confusion"], metrics.confusion_matrix(label[seen], probs[seen].argmax(1), labels=range(12)))
+  np.testing.assert_array_equal(
+    sums["confusion"], metrics.confusion_matrix(label[seen], probs[seen].argmax(1), labels=range(12))
+  )
 
 
 def test_read_ahead_is_two_dispatches(monkeypatch, tiny):

@@ -4,11 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax import lax
-from jax.sharding import PartitionSpec as P
-
 from flaxonomy.train import loop, sharding, step
 from flaxonomy.train.sharding import DATA
+from jax import lax
+from jax.sharding import PartitionSpec as P
 
 STEPS = 5
 
@@ -101,7 +100,9 @@ def test_zero_does_not_change_other_optimizers(tiny, name):
   changes |= {"optim__freeze": ("conv1_1",), "train__ema_decay": 0.9, "model__fields": wide}
   plain, _ = train(tiny(**changes), steps=3)
   config = tiny(**changes, train__zero=True)
-  assert any(d != sharding.WHOLE for d in jax.tree.leaves(sharding.plan(plain, 2).dims)), "nothing is cut: a test of nothing"
+  assert any(d != sharding.WHOLE for d in jax.tree.leaves(sharding.plan(plain, 2).dims)), (
+    "nothing is cut: a test of nothing"
+  )
   cut, _ = train(config, steps=3)
   assert_same(cut, plain, 2e-5)
 
@@ -126,7 +127,9 @@ def test_synced_batch_norm_does_not_depend_on_devices(tiny_gan):
 
     def forward(x):
       _, new = model.apply(variables, x, train=True, method="discriminate", mutable=["batch_stats"])
-      batch = jax.tree.map(lambda x: (x - 0.9) / 0.1, {k: v["var"] for k, v in new["batch_stats"]["discriminator"].items()})
+      batch = jax.tree.map(
+        lambda x: (x - 0.9) / 0.1, {k: v["var"] for k, v in new["batch_stats"]["discriminator"].items()}
+      )
       return lax.pmean(batch, DATA)  # the batch's own variances: the running ones start at 1 and move by a tenth
 
     x = jax.random.normal(jax.random.PRNGKey(1), (16, 16, 16, 1)) + jnp.linspace(-3, 3, 16)[:, None, None, None]
@@ -143,7 +146,9 @@ def test_bfloat16_keeps_parameters_and_losses_in_float32(tiny):
   config = tiny(train__dtype="bfloat16")
   session = loop.prepare(config)
   out = jax.eval_shape(
-    lambda rng: loop.tasks.module(config, num_classes=10).init_with_output(rng, jnp.zeros((1, 8, 8, 1)), train=False)[0],
+    lambda rng: loop.tasks.module(config, num_classes=10).init_with_output(rng, jnp.zeros((1, 8, 8, 1)), train=False)[
+      0
+    ],
     jax.random.PRNGKey(0),
   )
   assert out["logits"].dtype == jnp.float32
@@ -162,7 +167,7 @@ def test_average_of_parameters_follows_its_formula(tiny):
   for i, items in enumerate(session.train.train_items(0, iter([1] * 4), 1)):
     state, _ = function(state, session.train.resident, items, np.int32(1))
     d = min(0.5, (1 + i) / (10 + i))
-    ema = jax.tree.map(lambda e, p: d * e + (1 - d) * np.asarray(p), ema, state.params)
+    ema = jax.tree.map(lambda e, p, d=d: d * e + (1 - d) * np.asarray(p), ema, state.params)
   assert_same(jax.device_get(state.ema), ema)
   assert_same(jax.device_get(state.variables()["params"]), ema)
 
