@@ -1,4 +1,4 @@
-"""The command line as a user meets it: every mode, and every mistake as one line, exit code 2, in under five seconds."""
+"""The command line as a user meets it: every mode, and every mistake as one line, exit code 2, in under 5 s."""
 
 import csv
 import json

@@ -1,6 +1,6 @@
 """Export: the model as StableHLO with a symbolic batch size, its parameters as safetensors.
 
-`model.jaxexport` is a function of (variables, x). x: {np.dtype(serve.dtype).name} [b, {", ".join(map(str, serve.shape))}].
+`model.jaxexport` is a function (variables, x) -> outputs for CPU, CUDA and TPU, which `jax.export.deserialize` reads;
 `params.safetensors` holds the variables under their "collection/module/leaf" names. Neither needs this project.
 """
 
@@ -92,7 +92,7 @@ def _check(folder, serve, variables):
 def _readme(run, serve) -> str:
   return f"""# {run.config.model.name}, trained on {run.info.name}, step {run.step}
 
-`model.jaxexport` is a function of (variables, x). x: {np.dtype(serve.dtype).name} [b, {", ".join(map(str, serve.shape))}].
+`model.jaxexport` is a function of (variables, x), x {np.dtype(serve.dtype).name} [b, {", ".join(map(str, serve.shape))}].
 
     import jax, numpy, safetensors.numpy
     variables = {{}}

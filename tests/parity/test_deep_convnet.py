@@ -9,8 +9,15 @@ import seeded
 from flaxonomy import models
 
 LAYERS = {
-  "0": "conv1_1", "2": "conv1_2", "5": "conv2_1", "7": "conv2_2", "10": "conv3_1", "12": "conv3_2", "16": "fc1", "18": "fc2",
-}  # fmt: skip
+  "0": "conv1_1",
+  "2": "conv1_2",
+  "5": "conv2_1",
+  "7": "conv2_2",
+  "10": "conv3_1",
+  "12": "conv3_2",
+  "16": "fc1",
+  "18": "fc2",
+}
 
 
 def to_params(weights):

@@ -40,7 +40,7 @@ def follow(settings, loss, params, steps):
   return losses, path
 
 
-CASES = ["sgd", "momentum", "momentum_wd", "nesterov", "adagrad", "adadelta", "rmsprop", "rmsprop_centered", "adam", "adam_l2", "adamw"]  # fmt: skip
+CASES = "sgd momentum momentum_wd nesterov adagrad adadelta rmsprop rmsprop_centered adam adam_l2 adamw".split()
 
 
 @pytest.mark.parametrize("name", CASES)
