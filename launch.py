@@ -16,9 +16,10 @@ from pathlib import Path
 sys.path[:] = [p for p in sys.path if Path(p or ".").resolve() != Path(__file__).resolve().parent]
 
 from absl import flags  # noqa: E402
+from ml_collections import config_flags  # noqa: E402
+
 from flaxonomy.errors import UserError  # noqa: E402
 from flaxonomy.train import command  # noqa: E402
-from ml_collections import config_flags  # noqa: E402
 
 MODES = ("train", "eval", "predict", "export", "preview")
 

@@ -211,6 +211,8 @@ def validate(config: Config) -> Config:
     value = flatten(config)[path]
     if value is not None and value < least:
       raise UserError(f"config field {path!r} must be at least {least}, not {value}")
+  if min(config.data.std, default=0) <= 0:
+    raise UserError(f"config field 'data.std' must be positive numbers, not {config.data.std}")
   if config.train.dtype not in ("float32", "bfloat16"):
     raise unknown("train.dtype", config.train.dtype, ["float32", "bfloat16"])
   return config

@@ -1,7 +1,7 @@
-"""DeepConvNet on MNIST with augmentation, cosine decay and averaged weights: one member of an ensemble of five.
+r"""DeepConvNet on MNIST with augmentation, cosine decay and averaged weights: one member of an ensemble of five.
 
 for s in 0 1 2 3 4; do
-  python launch.py --config=configs/mnist_augmented.py --config.seed=$s --workdir=runs/mnist_$s \\
+  python launch.py --config=configs/mnist_augmented.py --config.seed=$s --workdir=runs/mnist_$s \
     --config.data.data_dir=DIR
 done
 python launch.py --mode=eval --workdir=runs/mnist_0,runs/mnist_1,runs/mnist_2,runs/mnist_3,runs/mnist_4

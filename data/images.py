@@ -4,10 +4,12 @@ import io
 from pathlib import Path
 
 import numpy as np
-from flaxonomy.errors import UserError
 from PIL import Image, ImageOps
 
+from flaxonomy.errors import UserError
+
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
+_ORIENTATIONS = {"exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif", "Raw profile type APP1"}  # may be there
 _MODES = {1: "L", 3: "RGB"}
 
 
@@ -30,7 +32,9 @@ def decode(source, channels: int | None = None, size: tuple[int, int] | None = N
   else:
     try:
       image = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
-      image = ImageOps.exif_transpose(image)
+      image.load()
+      if image.format == "TIFF" or not _ORIENTATIONS.isdisjoint(image.info):
+        image = ImageOps.exif_transpose(image)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # all that Pillow raises
       raise UserError(f"cannot read image {_name(source)}: {error}") from None
   if image.mode.startswith("I;16") or image.mode == "I":  # 16 bits: keep the high byte

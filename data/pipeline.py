@@ -12,15 +12,16 @@ import collections
 import functools
 import itertools
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flaxonomy.data import images, sources
-from flaxonomy.errors import UserError
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
+
+from flaxonomy.data import images, sources
+from flaxonomy.errors import UserError
 
 AHEAD = 2  # dispatches whose items are on the devices before they are needed
 
@@ -60,8 +61,8 @@ class Reader:
   Index -1 is padding: zeros with mask 0.
   """
 
-  def __init__(self, source: sources.Source, shape: tuple[int, int, int], name: str):
-    self.records, self.classes, self.shape, self.name = source.records, len(source.class_names), shape, name
+  def __init__(self, source: sources.Source, shape: tuple[int, int, int]):
+    self.records, self.shape = source.records, shape
 
   def __call__(self, index) -> dict:
     """The decoded example of an index."""
@@ -124,31 +125,40 @@ def image_shape(config, source: sources.Source) -> tuple[int, int, int]:
   return (*(config.image_size or shape[:2]), channels)
 
 
-def open_feed(config, split: str, seed: int, batch_size: int, mesh) -> tuple[Feed, Info]:
-  """Opens a split for training and evaluation.
+def open_split(config, split: str) -> tuple[sources.Source, Info]:
+  """Opens a split, without reading more than its first example.
 
   Args:
     config: configs.base.Data.
     split: a TFDS split.
-    seed: of the order of training examples.
-    batch_size: examples of a batch, over all devices; divisible by them.
-    mesh: the devices, one axis.
 
   Returns:
-    (Feed, Info)
+    (its examples, what a task must know of them)
 
   Raises:
     UserError: see `sources.open_source` and `image_shape`.
   """
   source = sources.open_source(config, split)
-  shape = image_shape(config, source)
-  reader, size = Reader(source, shape, config.name), len(source.records)
+  return source, Info(config.name, source.class_names, image_shape(config, source))
+
+
+def open_feed(config, source: sources.Source, info: Info, seed: int, batch_size: int, mesh) -> Feed:
+  """Readies a split for training and evaluation; if it fits on the devices, all of it is read and put there.
+
+  Args:
+    config: configs.base.Data.
+    source: from `open_split`.
+    info: likewise.
+    seed: of the order of training examples.
+    batch_size: examples of a batch, over all devices; divisible by them.
+    mesh: the devices, one axis.
+  """
+  reader, size = Reader(source, info.image_shape), len(source.records)
   on_device = config.on_device
   if on_device is None:
-    on_device = size * int(np.prod(shape)) <= config.on_device_limit * 2**20
-  order = Order(size, seed)
+    on_device = size * int(np.prod(info.image_shape)) <= config.on_device_limit * 2**20
   make = _resident if on_device else _streamed
-  return make(reader, size, order, batch_size, config.workers, mesh), Info(config.name, source.class_names, shape)
+  return make(reader, size, Order(size, seed), batch_size, config.workers, mesh)
 
 
 def _read(reader, indices) -> dict:
@@ -163,8 +173,8 @@ def _place(tree, mesh, spec):
 
 
 def _ahead(items: Iterator, count: int = AHEAD) -> Iterator:
-  """The same items, `count` of them made before they are asked for, so that transfers overlap with computation."""
-  queue = collections.deque(itertools.islice(items, count))
+  """The same items, with `count` of them waiting while one is used, so that transfers overlap with computation."""
+  queue = collections.deque(itertools.islice(items, count + 1))
   while queue:
     yield queue.popleft()
     queue.extend(itertools.islice(items, 1))
@@ -298,8 +308,3 @@ def _grain(positions, reader, batch_size, workers, start) -> Iterator[dict]:
   )
   iterator.set_state({"global_next_index": start})
   return iterator
-
-
-def steps_of(data_state: dict[str, Any]) -> int:
-  """The step at which a saved data position resumes."""
-  return data_state["next_position"] // data_state["batch_size"]

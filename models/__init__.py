@@ -4,6 +4,7 @@ import dataclasses
 import importlib
 
 from flax import linen as nn
+
 from flaxonomy.errors import UserError, unknown
 
 MODELS = {

@@ -67,7 +67,7 @@ def test_ensemble_is_the_mean_of_softmax(trained):
 
   folders = [str(trained / "runs" / name) for name in ("0", "1")]
   runs = [inference.load(folder, loop.make_mesh(1)) for folder in folders]
-  feed, _ = loop.open_test(runs[0].config, loop.make_mesh(1))
+  feed = loop.open_test(runs[0].config, loop.make_mesh(1))
   batch = feed.read(range(feed.size))
   probs = np.mean([run.task.predict_step(run.state, batch)["probs"] for run in runs], axis=0)
   expected = (probs.argmax(1) == batch["label"]).mean()
@@ -97,6 +97,7 @@ def test_predict_writes_labels_and_pictures(root, trained):
 def test_export_is_what_the_model_computes(root, trained):
   import jax
   import safetensors.numpy
+
   from flaxonomy.train import export, inference, loop
 
   done = launch(root, "--mode=export", "--workdir=runs/0", cwd=trained)

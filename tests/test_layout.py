@@ -10,6 +10,7 @@ import zipfile
 
 import jax
 import pytest
+
 from flaxonomy.configs import base
 
 ROOMS = ("configs", "data", "models", "train")

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import jax
 import orbax.checkpoint as ocp
-from flaxonomy.errors import UserError
 from orbax.checkpoint import checkpoint_managers as policies
+
+from flaxonomy.errors import UserError
 
 
 class Checkpoints:

@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from absl import flags
+from ml_collections import config_flags
+
 from flaxonomy import configs
 from flaxonomy.configs import base
 from flaxonomy.errors import UserError, unknown
-from ml_collections import config_flags
 
 CONFIGS = Path(configs.__file__).parent
 DEFAULT = CONFIGS / "digits.py"
@@ -155,6 +156,7 @@ def run(
   """
   import jax
   from absl import logging
+
   from flaxonomy.train import compile_cache
 
   logging.set_verbosity(logging.ERROR)

@@ -9,6 +9,7 @@ import platform
 from pathlib import Path
 
 import jax
+
 from flaxonomy.data.datasets import cache_folder
 
 _SAVED = "/jax/compilation_cache/compile_time_saved_sec"

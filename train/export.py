@@ -10,10 +10,11 @@ from pathlib import Path
 import jax
 import numpy as np
 import safetensors.numpy
+from jax import export as jax_export
+
 from flaxonomy.configs import base
 from flaxonomy.errors import UserError
 from flaxonomy.train import inference, loop, report
-from jax import export as jax_export
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 TOLERANCE = 1e-5  # of the exported function against the model, relative to the largest output
@@ -92,7 +93,7 @@ def _check(folder, serve, variables):
 def _readme(run, serve) -> str:
   return f"""# {run.config.model.name}, trained on {run.info.name}, step {run.step}
 
-`model.jaxexport` is a function of (variables, x), x {np.dtype(serve.dtype).name} [b, {", ".join(map(str, serve.shape))}].
+`model.jaxexport` takes (variables, x): x is {np.dtype(serve.dtype).name} [b, {", ".join(map(str, serve.shape))}].
 
     import jax, numpy, safetensors.numpy
     variables = {{}}

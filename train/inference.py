@@ -10,13 +10,14 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
+from jax.sharding import PartitionSpec as P
+
 from flaxonomy.configs import base
 from flaxonomy.data import images, pipeline
 from flaxonomy.errors import UserError, unknown
 from flaxonomy.train import checkpoint, figures, loop, report, step, tasks, workdir
 from flaxonomy.train.sharding import DATA
 from flaxonomy.train.step import State, Task
-from jax.sharding import PartitionSpec as P
 
 
 class Trained(NamedTuple):
@@ -83,7 +84,7 @@ def evaluate(paths: list[str], which: str = "latest", changes: dict | None = Non
       raise UserError(
         f"{str(other.folder)!r} and {str(first.folder)!r} differ in task, classes or image shape: no ensemble"
       )
-  feed, _ = loop.open_test(first.config, mesh)
+  feed = loop.open_test(first.config, mesh)
   function = loop.eval_function([run.task for run in runs], feed, mesh)
   found = loop.evaluate(function, first.task, feed, [run.state for run in runs])
   name = loop.split_name(first.config)
@@ -120,7 +121,7 @@ def predict(path: str, inputs: list[str], which: str = "latest", changes: dict |
     raise UserError(f"task {run.config.task!r} does not label images; see --mode=eval for its pictures")
   files = images.find(inputs)
   height, width, channels = run.info.image_shape
-  size = -(-run.config.data.eval_batch_size // mesh.size) * mesh.size
+  size = loop.eval_batch_size(run.config, mesh)
   function = step.pmapped(run.task.predict_step, mesh, (P(), P(DATA)), P(DATA))
   state = run.state.replace(opt_state=None)
   rows, captions = [], []

@@ -13,6 +13,9 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
 from flaxonomy.configs import base
 from flaxonomy.data import pipeline
 from flaxonomy.errors import UserError
@@ -20,8 +23,6 @@ from flaxonomy.train import checkpoint, report, step, tasks
 from flaxonomy.train import workdir as workdirs
 from flaxonomy.train.sharding import DATA
 from flaxonomy.train.step import State, Task
-from jax.sharding import Mesh, NamedSharding
-from jax.sharding import PartitionSpec as P
 
 PICTURED = 40  # examples shown in pictures
 
@@ -77,15 +78,24 @@ def prepare(config: base.Config) -> Session:
       f"config field 'data.batch_size' ({config.data.batch_size}) must be divisible by {mesh.size} devices x "
       f"train.accumulate {config.train.accumulate or 1}; nearest: {f'{near} or ' if near else ''}{near + divisor}"
     )
-  train, info = pipeline.open_feed(config.data, config.data.train_split, config.seed, config.data.batch_size, mesh)
-  test, _ = open_test(config, mesh)
-  return Session(config, mesh, info, tasks.build(config, info, mesh.size), train, test)
+  source, info = pipeline.open_split(config.data, config.data.train_split)
+  _, other = pipeline.open_split(config.data, config.data.eval_split)
+  if other != info:
+    raise UserError(f"the splits of dataset {info.name!r} differ: {info[1:]} to train, {other[1:]} to evaluate")
+  task = tasks.build(config, info, mesh.size)  # every name is known to be right before all the data is read
+  train = pipeline.open_feed(config.data, source, info, config.seed, config.data.batch_size, mesh)
+  return Session(config, mesh, info, task, train, open_test(config, mesh))
 
 
-def open_test(config: base.Config, mesh: Mesh) -> tuple[pipeline.Feed, pipeline.Info]:
+def open_test(config: base.Config, mesh: Mesh) -> pipeline.Feed:
   """The evaluation split; its batch size is rounded up to a multiple of the devices."""
-  batch_size = -(-config.data.eval_batch_size // mesh.size) * mesh.size
-  return pipeline.open_feed(config.data, config.data.eval_split, config.seed, batch_size, mesh)
+  source, info = pipeline.open_split(config.data, config.data.eval_split)
+  return pipeline.open_feed(config.data, source, info, config.seed, eval_batch_size(config, mesh), mesh)
+
+
+def eval_batch_size(config: base.Config, mesh: Mesh) -> int:
+  """data.eval_batch_size, rounded up to a multiple of the devices."""
+  return -(-config.data.eval_batch_size // mesh.size) * mesh.size
 
 
 def make_mesh(count: int | None = None) -> Mesh:

@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+
 from flaxonomy.errors import UserError, unknown
 from flaxonomy.train import sharding
 

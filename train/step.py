@@ -10,10 +10,11 @@ from typing import Any, NamedTuple
 import flax.struct
 import jax
 import jax.numpy as jnp
-from flaxonomy.train import sharding
-from flaxonomy.train.sharding import DATA
 from jax import lax
 from jax.sharding import PartitionSpec as P
+
+from flaxonomy.train import sharding
+from flaxonomy.train.sharding import DATA
 
 
 class State(flax.struct.PyTreeNode):

@@ -17,6 +17,7 @@ import math
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+
 from flaxonomy.models import layers
 
 NORMAL = nn.initializers.normal(0.02)  # section 3, "Details of adversarial training"

@@ -11,6 +11,7 @@ pixels); the gradient of a tie inside a pooling window goes to the first of the 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+
 from flaxonomy.models import layers
 
 # He et al. 2015: deviation sqrt(2 / fan_in), which is what the book's `weight_init_scales` are; not truncated.

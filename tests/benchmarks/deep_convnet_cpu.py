@@ -33,8 +33,9 @@ import time
 from pathlib import Path
 
 import numpy as np
-from flaxonomy.configs import base, mnist
 from interleave import Times, Worker, rounds
+
+from flaxonomy.configs import base, mnist
 
 CORES, BATCH, RANDOM = 2, 128, 12_800
 FAR = 1_000_000  # steps, more than are ever made

@@ -5,9 +5,10 @@ import io
 import jax
 import numpy as np
 import pytest
+from PIL import Image
+
 from flaxonomy.data import images
 from flaxonomy.errors import UserError
-from PIL import Image
 
 HEIGHT, WIDTH = 5, 7
 COLOUR = np.random.default_rng(0).integers(0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8)

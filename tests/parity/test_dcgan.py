@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import seeded
+
 from flaxonomy import models
 from flaxonomy.train.tasks import gan
 

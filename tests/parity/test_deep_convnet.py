@@ -6,6 +6,7 @@ import numpy as np
 import optax
 import pytest
 import seeded
+
 from flaxonomy import models
 
 LAYERS = {

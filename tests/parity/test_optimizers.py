@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import seeded
+
 from flaxonomy.configs.base import Optim
 from flaxonomy.train import optim
 
@@ -40,7 +41,19 @@ def follow(settings, loss, params, steps):
   return losses, path
 
 
-CASES = "sgd momentum momentum_wd nesterov adagrad adadelta rmsprop rmsprop_centered adam adam_l2 adamw".split()
+CASES = [
+  "sgd",
+  "momentum",
+  "momentum_wd",
+  "nesterov",
+  "adagrad",
+  "adadelta",
+  "rmsprop",
+  "rmsprop_centered",
+  "adam",
+  "adam_l2",
+  "adamw",
+]
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -8,8 +8,8 @@ import sys
 import jax
 import numpy as np
 import pytest
+
 from flaxonomy.configs import base
-from flaxonomy.data import pipeline
 from flaxonomy.errors import UserError
 from flaxonomy.train import checkpoint, loop, report
 
@@ -162,17 +162,6 @@ def test_metrics_against_sklearn(tiny):
   np.testing.assert_array_equal(
     sums["confusion"], metrics.confusion_matrix(label[seen], probs[seen].argmax(1), labels=range(12))
   )
-
-
-def test_read_ahead_is_two_dispatches(monkeypatch, tiny):
-  session = loop.prepare(tiny(data__on_device=False))
-  made = []
-  place = pipeline._place
-  monkeypatch.setattr(pipeline, "_place", lambda *a: made.append(1) or place(*a))
-  items = session.train.train_items(0, iter([1] * 10), 1)
-  next(items)
-  assert len(made) == pipeline.AHEAD
-  items.close()
 
 
 def test_progress_on_a_terminal_and_elsewhere(capsys):

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+
 from flaxonomy.configs.base import Optim
 from flaxonomy.errors import UserError
 from flaxonomy.train import optim

@@ -4,10 +4,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flaxonomy.train import loop, sharding, step
-from flaxonomy.train.sharding import DATA
 from jax import lax
 from jax.sharding import PartitionSpec as P
+
+from flaxonomy.train import loop, sharding, step
+from flaxonomy.train.sharding import DATA
 
 STEPS = 5
 

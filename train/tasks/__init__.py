@@ -5,6 +5,7 @@ import importlib
 
 import jax
 import jax.numpy as jnp
+
 from flaxonomy import models
 from flaxonomy.errors import unknown
 from flaxonomy.train.sharding import DATA

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+
 from flaxonomy.data import augment
 from flaxonomy.train import figures, optim, sharding, step, tasks
 from flaxonomy.train.sharding import DATA

@@ -9,12 +9,13 @@ move at all three passes. Noise is N(0, 1), as there (the DCGAN paper draws it u
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
+
 from flaxonomy.data import augment
 from flaxonomy.errors import UserError
 from flaxonomy.train import figures, optim, sharding, step, tasks
 from flaxonomy.train.sharding import DATA
 from flaxonomy.train.step import Serve, State, Task
-from jax import lax
 
 POOLED = 8  # the Frechet distance is taken between images averaged down to this side
 
