@@ -12,10 +12,10 @@ from flaxonomy.configs.base import Augment, Config, Data, Model, Optim, Train
 
 def get_config() -> Config:
   return Config(
-    model=Model("deep_convnet", {"dropout": 0.2}),  # augmentation regularises enough; the book's 0.5 underfits
+    model=Model("deep_convnet", {"dropout": 0.3}),  # augmentation regularises too
     data=Data(
-      "mnist", batch_size=128, eval_batch_size=1000, augment=Augment(rotate=12.0, translate=0.08, scale=(0.88, 1.12))
+      "mnist", batch_size=128, eval_batch_size=1000, augment=Augment(rotate=15, translate=0.1, scale=(0.85, 1.15))
     ),
     optim=Optim("adam", lr=2e-3, schedule="cosine", warmup_steps=200),
-    train=Train(steps=14_000, eval_every=1_400, ema_decay=0.999),
+    train=Train(steps=8_000, eval_every=1_000, ema_decay=0.999),
   )
