@@ -104,9 +104,9 @@ class Train:
   keep_best: int = 1  # checkpoints with the best best_metric
   best_metric: Optional[str] = None  # None: the task's own; a leading "-" means lower is better
   steps_per_dispatch: Optional[int] = None  # steps in one compiled loop; None: 1 on CPUs, 16 elsewhere
-  accumulate: Optional[int] = None  # microbatches summed before one update; None: small ones on CPUs, else one
+  accumulate: Optional[int] = None  # microbatches summed before one update; None: of <= 8 examples on CPUs, else one
   label_smoothing: float = 0.0
-  ema_decay: Optional[float] = None  # evaluate an exponential moving average of the parameters
+  ema_decay: Optional[float] = None  # evaluate a moving average of the parameters; rises as (1 + t) / (10 + t) to this
   sync_batchnorm: bool = True  # batch statistics over all devices rather than each one's own
   zero: bool = False  # shard parameters and optimizer state over the devices
   dtype: str = "float32"  # compute: "float32" or "bfloat16"; parameters and losses stay float32
@@ -211,6 +211,16 @@ def validate(config: Config) -> Config:
     value = flatten(config)[path]
     if value is not None and value < least:
       raise UserError(f"config field {path!r} must be at least {least}, not {value}")
+  for path, (low, high) in _BETWEEN.items():
+    value = flatten(config)[path]
+    if value is not None and not low <= value < high:
+      raise UserError(f"config field {path!r} must be from {low} to below {high}, not {value}")
+  for path in ("optim.clip_norm", "optim.eps"):
+    if (value := flatten(config)[path]) is not None and value <= 0:
+      raise UserError(f"config field {path!r} must be above 0, not {value}")
+  for path in ("data.augment.scale", "data.augment.random_resized_crop"):
+    if (value := flatten(config)[path]) is not None and not 0 < value[0] <= value[1]:
+      raise UserError(f"config field {path!r} must be (least, most) with 0 < least <= most, not {value}")
   if min(config.data.std, default=0) <= 0:
     raise UserError(f"config field 'data.std' must be positive numbers, not {config.data.std}")
   if config.train.dtype not in ("float32", "bfloat16"):
@@ -220,9 +230,17 @@ def validate(config: Config) -> Config:
 
 _AT_LEAST = {
   "data.batch_size": 1, "data.eval_batch_size": 1, "data.workers": 0, "data.augment.crop_padding": 0,
+  "data.augment.cutout": 0, "data.augment.mixup": 0, "data.augment.rotate": 0, "optim.weight_decay": 0,
   "train.steps": 1, "train.eval_every": 1, "train.checkpoint_every": 1, "train.log_every": 1, "train.keep_last": 1,
   "train.keep_best": 0, "train.steps_per_dispatch": 1, "train.accumulate": 1, "train.devices": 1,
   "train.cpu_devices": 1,  "optim.lr": 0, "optim.warmup_steps": 0, "optim.decay_every": 1, "seed": 0,
+}  # fmt: skip
+
+
+_BETWEEN = {
+  "optim.momentum": (0, 1), "optim.b1": (0, 1), "optim.b2": (0, 1), "optim.rho": (0, 1), "train.ema_decay": (0, 1),
+  "train.label_smoothing": (0, 1), "data.augment.brightness": (0, 1), "data.augment.contrast": (0, 1),
+  "data.augment.translate": (0, 1),
 }  # fmt: skip
 
 

@@ -32,6 +32,7 @@ class Info(NamedTuple):
   name: str
   class_names: tuple[str, ...]
   image_shape: tuple[int, int, int]
+  size: int  # examples of the split
 
 
 class Feed(NamedTuple):
@@ -139,7 +140,7 @@ def open_split(config, split: str) -> tuple[sources.Source, Info]:
     UserError: see `sources.open_source` and `image_shape`.
   """
   source = sources.open_source(config, split)
-  return source, Info(config.name, source.class_names, image_shape(config, source))
+  return source, Info(config.name, source.class_names, image_shape(config, source), len(source.records))
 
 
 def open_feed(config, source: sources.Source, info: Info, seed: int, batch_size: int, mesh) -> Feed:

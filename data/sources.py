@@ -9,6 +9,7 @@ import difflib
 import importlib
 import io
 import re
+import shlex
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -85,11 +86,11 @@ def _prepared(config, tfds):
       f"dataset {config.name!r} is not prepared in {where!r} (config field 'data.data_dir'); where there is a network, "
       f'type: python -c "import tensorflow_datasets as tfds; {make}"'
     )
-  if builder.info.file_format is not None and builder.info.file_format.value == "tfrecord":
+  if {f.value for f in builder.info.available_file_formats()} == {"tfrecord"}:
     raise UserError(
-      f"dataset {config.name!r} in {str(folder)!r} is in TFRecord format, which has no random access; type (once, with "
-      f"tensorflow installed): tfds convert_format --dataset_version_dir={folder} --out_file_format=array_record "
-      f"--out_dir={folder.parent}-array_record/{folder.name}"
+      f"dataset {config.name!r} in {str(folder)!r} is in TFRecord format, which has no random access; to add "
+      f"ArrayRecord files beside it type (once, where tensorflow is installed): "
+      f"tfds convert_format --dataset_version_dir={shlex.quote(str(folder))} --out_file_format=array_record"
     )
   return builder
 
@@ -108,11 +109,13 @@ def _first_line(error) -> str:
 
 def _tfds(builder, split, name, tfds) -> Source:
   features = builder.info.features
-  kinds = {"image": tfds.features.Image, "label": tfds.features.ClassLabel}
-  keys = {ours: next((k for k, f in features.items() if isinstance(f, kind)), None) for ours, kind in kinds.items()}
+  keys = {
+    "image": _feature(builder, "image", tfds.features.Image),
+    "label": _feature(builder, "label", tfds.features.ClassLabel),
+  }
   if None in keys.values():
     have = ", ".join(f"{k} ({type(f).__name__})" for k, f in features.items())
-    raise UserError(f"dataset {name!r} has no image with a class label; its features are {have}")
+    raise UserError(f"dataset {name!r} has no single image with a single class label; its features are {have}")
   try:
     skip = {keys["image"]: tfds.decode.SkipDecoding()}
     records = builder.as_data_source(split, decoders=skip)
@@ -125,6 +128,14 @@ def _tfds(builder, split, name, tfds) -> Source:
   shape = tuple(features[keys["image"]].shape)
   shape = None if None in shape else shape
   return Source(_Renamed(records, keys), tuple(features[keys["label"]].names), shape)
+
+
+def _feature(builder, ours: str, kind) -> str | None:
+  """The feature to use: the one the dataset says it is supervised by, else the one of our name, else the only one."""
+  found = [name for name, feature in builder.info.features.items() if isinstance(feature, kind)]
+  supervised = builder.info.supervised_keys or ()
+  chosen = [name for name in found if name in supervised] or [name for name in found if name == ours] or found
+  return chosen[0] if len(chosen) == 1 else None
 
 
 class _Renamed(Sequence):
@@ -155,20 +166,23 @@ class _Files(Sequence):
 
 
 def _folder(config, split) -> Source:
-  """A folder of images: ROOT/SPLIT/CLASS/*.png, or ROOT/CLASS/*.png, of which a stable tenth is the test split."""
+  """A folder of images: ROOT/SPLIT/CLASS/*.png, or ROOT/CLASS/*.png, of which a stable tenth is the test split.
+
+  The first is taken where at least two sub-folders are called train, validation, val or test.
+  """
   if config.data_dir is None or not Path(config.data_dir).is_dir():
     raise UserError(f"dataset 'folder' needs config field 'data.data_dir' to be a folder, not {config.data_dir!r}")
   root = Path(config.data_dir)
   name, begin, end = _slice(split)
   subfolders = sorted(p.name for p in root.iterdir() if p.is_dir())
-  if {"train", "test", "validation", "val"} & set(subfolders):
+  if len({"train", "test", "validation", "val"} & set(subfolders)) > 1:
     if name not in subfolders:
       raise unknown(f"split of folder {config.data_dir!r}:", name, subfolders)
     root, keep = root / name, lambda path: True
   else:
     if name not in ("train", "test"):
       raise unknown(f"split of folder {config.data_dir!r}:", name, ["train", "test"])
-    keep = lambda path: (zlib.crc32(path.name.encode()) % 10 == 0) == (name == "test")
+    keep = lambda path: (zlib.crc32(path.relative_to(root).as_posix().encode()) % 10 == 0) == (name == "test")
   classes = sorted(p.name for p in root.iterdir() if p.is_dir())
   if not classes:
     raise UserError(f"folder {str(root)!r} has no sub-folder; put the images of each class in one of its own")

@@ -31,10 +31,21 @@ def create(name: str, **fields) -> nn.Module:
   for field, value in fields.items():
     if field not in known:
       raise unknown(f"field of model {name!r}:", field, known, "(config field 'model.fields')")
-    default = known[field].default
-    kind = (int, float) if isinstance(default, float) else type(default)
-    if isinstance(default, (bool, int, float, str, tuple)) and not isinstance(value, kind):
+    if not _like(value, default := known[field].default):
       raise UserError(
         f"field {field!r} of model {name!r} must be like {default!r}, not {value!r} (config field 'model.fields')"
       )
   return module(**fields)
+
+
+def _like(value, default) -> bool:
+  """Whether a value is of its default's type; counts are positive, rates from 0 to below 1."""
+  if isinstance(default, bool) or default is None or not isinstance(default, (int, float, str, tuple)):
+    return not isinstance(default, bool) or isinstance(value, bool)
+  if isinstance(default, tuple):
+    return isinstance(value, tuple) and all(_like(v, default[0]) for v in value)
+  if isinstance(default, int):
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+  if isinstance(default, float):
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < 1
+  return isinstance(value, str)

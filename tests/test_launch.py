@@ -67,7 +67,7 @@ def test_ensemble_is_the_mean_of_softmax(trained):
 
   folders = [str(trained / "runs" / name) for name in ("0", "1")]
   runs = [inference.load(folder, loop.make_mesh(1)) for folder in folders]
-  feed = loop.open_test(runs[0].config, loop.make_mesh(1))
+  feed = loop.open_test(runs[0].config, loop.make_mesh(1), runs[0].info)
   batch = feed.read(range(feed.size))
   probs = np.mean([run.task.predict_step(run.state, batch)["probs"] for run in runs], axis=0)
   expected = (probs.argmax(1) == batch["label"]).mean()
@@ -127,6 +127,23 @@ def test_preview_and_training_after_it(root, tmp_path):
   assert Image.open(tmp_path / "new/preview.png").size[0] > 500
 
 
+def test_cache_folder_that_cannot_be_made(root, tmp_path, monkeypatch):
+  monkeypatch.setenv("FLAXONOMY_CACHE", "/proc/nope")
+  done = launch(root, cwd=tmp_path)
+  assert done.returncode == 2
+  assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+  assert "cache folder '/proc/nope'" in done.stderr
+
+
+def test_cache_that_others_can_write_to_is_refused(root, tmp_path, monkeypatch):
+  monkeypatch.setenv("FLAXONOMY_CACHE", str(tmp_path / "cache"))
+  (tmp_path / "cache/compiled").mkdir(parents=True)
+  (tmp_path / "cache/compiled").chmod(0o777)
+  done = launch(root, cwd=tmp_path)
+  assert done.returncode == 2
+  assert "others can write to" in done.stderr
+
+
 def test_list_has_every_config_with_a_description(root, tmp_path):
   lines = launch(root, "--list", cwd=tmp_path).stdout.splitlines()
   names = {p.name for p in (root / "configs").glob("*.py")} - {"__init__.py", "base.py"}
@@ -140,6 +157,7 @@ def test_help_lists_the_flags(root, tmp_path):
   assert all(f"--{flag}" in done.stdout for flag in ("config", "workdir", "mode", "inputs", "checkpoint"))
 
 
+GAN = ["--config.data.image_size=(16, 16)", "--config.data.std=(0.5,)"]
 MISTAKES = {
   "misspelt field": (["--config.optim.lrr=1"], "'optim.lrr'; did you mean 'optim.lr'"),
   "group of fields": (["--config.optim=adam"], "'optim' is a group; set one of its fields: optim.name"),
@@ -156,10 +174,23 @@ MISTAKES = {
   "task": (["--config.task=classificaton"], "unknown task 'classificaton'; did you mean 'classification'?"),
   "model": (["--config.model.name=deepconvnet"], "unknown model 'deepconvnet'; did you mean 'deep_convnet'?"),
   "model field": (["--config.model.fields.droput=.1"], "'droput'; did you mean 'dropout'?"),
+  "unknown field of model fields": (["--config.model.fields={'droput': .1}"], "'droput'; did you mean 'dropout'?"),
   "type of model field": (["--config.model.fields.dropout=high"], "'dropout' of model 'deep_convnet' must be like 0.5"),
   "dataset": (["--config.data.name=digit"], "unknown dataset 'digit'; did you mean 'digits'?"),
   "TFDS dataset": (["--config.data.name=mnst"], "unknown dataset 'mnst'; did you mean 'mnist'"),
   "not prepared": (["--config.data.name=mnist", "--config.data.data_dir=."], "download_and_prepare()"),
+  "model of another task": (["--config.model.name=dcgan"], "task 'classification' cannot train model 'dcgan'"),
+  "task of another model": (
+    ["--config.task=gan", *GAN, "--config.data.mean=(0.5,)"],
+    "task 'gan' cannot train model 'deep_convnet'",
+  ),
+  "range of the images": (["--config.task=gan", *GAN], "needs images in [-1, 1]"),
+  "metric": (["--config.train.best_metric=acuracy"], "unknown metric 'acuracy'; did you mean 'accuracy'?"),
+  "range": (["--config.train.ema_decay=7"], "'train.ema_decay' must be from 0 to below 1, not 7.0"),
+  "range of model field": (["--config.model.fields.hidden_size=-5"], "'hidden_size' of model 'deep_convnet'"),
+  "settled model field": (["--config.model.fields.num_classes=3"], "'model.fields.num_classes' follows from the data"),
+  "unread field": (["--config.optim.rho=0.9"], "optimizer 'adam' does not read config field 'optim.rho'"),
+  "damaged run": (["--mode=eval", "--workdir=damaged"], "data.json"),
   "split": (["--config.data.eval_split=tset"], "'tset'; did you mean 'test'?"),
   "optimizer": (["--config.optim.name=adan"], "unknown optimizer 'adan'; did you mean 'adam'"),
   "schedule": (["--config.optim.schedule=cosin"], "unknown schedule 'cosin'; did you mean 'cosine'?"),
@@ -183,6 +214,8 @@ def test_mistakes(name, root, tmp_path, monkeypatch):
   (tmp_path / "broken.py").write_text("def get_config():\n  return nothing\n")
   (tmp_path / "syntax.py").write_text("def get_config(:\n")
   (tmp_path / "dict.py").write_text("def get_config():\n  return {}\n")
+  (tmp_path / "damaged").mkdir()
+  (tmp_path / "damaged/config.json").write_text("{}")
   (tmp_path / "taken").mkdir()
   (tmp_path / "taken/thesis.tex").write_text("mine")
   if name == "missing extra":  # a package of that name that cannot be found

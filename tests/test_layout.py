@@ -123,7 +123,7 @@ def test_configs_are_complete_and_build(name, root, monkeypatch):
 
   shapes = {"mnist": (28, 28, 1), "digits": (8, 8, 1)}
   size = config.data.image_size or shapes[config.data.name][:2]
-  info = Info(config.data.name, tuple("0123456789"), (*size, shapes[config.data.name][2]))
+  info = Info(config.data.name, tuple("0123456789"), (*size, shapes[config.data.name][2]), 100)
   task = tasks.build(config, info, 2)
   state = jax.eval_shape(task.init, jax.random.PRNGKey(0))
   assert sum(x.size for x in jax.tree.leaves(state.params)) > 1000

@@ -61,7 +61,7 @@ class Checkpoints:
     return self._manager.best_step()
 
   def save(self, step: int, state, position: dict, config: dict, metrics: dict[str, float]) -> None:
-    """Starts saving a step; does nothing if it is saved already."""
+    """Starts saving a step, with the metrics measured at it, if any; does nothing if it is saved already."""
     if step in self._manager.all_steps():
       return
     items = {
@@ -69,7 +69,7 @@ class Checkpoints:
       "position": ocp.args.JsonSave(position),
       "config": ocp.args.JsonSave(config),
     }
-    self._manager.save(step, args=ocp.args.Composite(**items), metrics=metrics)
+    self._manager.save(step, args=ocp.args.Composite(**items), metrics=metrics or None)
 
   def restore(self, step: int, like):
     """A saved step.

@@ -42,9 +42,12 @@ def prepare(argv: list[str]) -> tuple[list[str], dict[str, Any]]:
   if path is None:
     kept.append(f"--config={DEFAULT}")
   for argument in argv[1:]:
-    found = re.fullmatch(r"--?(?:no)?config\.([^=]+)(?:=(.*))?", argument, re.DOTALL)
-    if found and base.check_field(found[1]) is object:
-      fields[found[1]] = _literal(found[2])
+    found = re.fullmatch(r"--?(no)?config\.([^=]+)(?:=(.*))?", argument, re.DOTALL)
+    kind = base.check_field(found[2]) if found else None
+    if kind is object:
+      fields[found[2]] = False if found[1] else _literal(found[3])
+    elif kind is dict:
+      fields[found[2]] = _literal(found[3])
     else:
       kept.append(argument)
   return kept, fields
@@ -162,11 +165,11 @@ def run(
   logging.set_verbosity(logging.ERROR)
   jax.config.update("jax_num_cpu_devices", config.train.cpu_devices)
   saved = compile_cache.enable() if cache else None
-  {"train": _train, "eval": _eval, "predict": _predict, "export": _export, "preview": _preview}[mode](
-    config, folders, changes, inputs, checkpoint
-  )
+  does = {"train": _train, "eval": _eval, "predict": _predict, "export": _export, "preview": _preview}[mode]
+  last = does(config, folders, changes, inputs, checkpoint)
   if saved and saved.seconds >= 0.5:
-    print(f"compilation cache: {saved.seconds:.1f} s of compilation saved", file=sys.stderr)
+    print(f"compilation cache: {saved.seconds:.1f} s of compilation saved", file=sys.stderr, flush=True)
+  print(last)
 
 
 def _train(config, folders, changes, inputs, checkpoint):
@@ -174,10 +177,14 @@ def _train(config, folders, changes, inputs, checkpoint):
 
   folder = workdir.absolute(folders[0])
   done = workdir.finished(folder, config.train.steps)
+  if (folder / "config.json").exists() and not done:
+    before = workdir.load_config(folder).train.steps
+    if before != config.train.steps and config.optim.schedule in ("cosine", "linear", "one_cycle"):
+      print(f"train.steps was {before}: the {config.optim.schedule} schedule now ends at {config.train.steps}")
   result = loop.run(config, folder)
   if done:
     print(f"already complete at step {result['step']}; type another --workdir for a new run, or more train.steps")
-  print(f"{_metrics(result['metrics'])}; everything lies in {folders[0]} (open {folders[0]}/report.html)")
+  return f"{_metrics(result['metrics'])}; everything lies in {folders[0]} (open {folders[0]}/report.html)"
 
 
 def _metrics(metrics: dict) -> str:
@@ -189,7 +196,7 @@ def _eval(config, folders, changes, inputs, checkpoint):
 
   result = inference.evaluate(folders, checkpoint, changes)
   of = folders[0] if len(folders) == 1 else f"ensemble of {len(folders)}"
-  print(f"{_metrics(result['metrics'])}; {of}, step {', '.join(map(str, result['steps']))}")
+  return f"{_metrics(result['metrics'])}; {of}, step {', '.join(map(str, result['steps']))}"
 
 
 def _predict(config, folders, changes, inputs, checkpoint):
@@ -198,16 +205,16 @@ def _predict(config, folders, changes, inputs, checkpoint):
   if not inputs:
     raise UserError("--mode=predict needs --inputs=FILE_OR_FOLDER[,...]")
   folder = inference.predict(folders[0], inputs, checkpoint, changes)
-  print(f"labels in {folder}/predictions.csv, captioned pictures beside it")
+  return f"labels in {folder}/predictions.csv, captioned pictures beside it"
 
 
 def _export(config, folders, changes, inputs, checkpoint):
   from flaxonomy.train import export
 
-  print(f"exported, reloaded and checked: {export.export(folders[0], checkpoint)}")
+  return f"exported, reloaded and checked: {export.export(folders[0], checkpoint)}"
 
 
 def _preview(config, folders, changes, inputs, checkpoint):
   from flaxonomy.train import inference
 
-  print(f"what the model will see: {inference.preview(config, folders[0])}")
+  return f"what the model will see: {inference.preview(config, folders[0])}"

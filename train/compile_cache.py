@@ -5,12 +5,14 @@ for one kind of processor, so each kind has a folder of its own.
 """
 
 import hashlib
+import os
 import platform
 from pathlib import Path
 
 import jax
 
 from flaxonomy.data.datasets import cache_folder
+from flaxonomy.errors import UserError
 
 _SAVED = "/jax/compilation_cache/compile_time_saved_sec"
 
@@ -30,9 +32,20 @@ def enable() -> Saved:
 
   Returns:
     A counter of the seconds saved.
+
+  Raises:
+    UserError: the cache's folder cannot be made, or others could write to it.
   """
   folder = cache_folder() / "compiled" / _machine()
-  folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+  folder.parent.mkdir(exist_ok=True, mode=0o700)
+  folder.mkdir(exist_ok=True, mode=0o700)
+  for path in (folder.parent, folder):
+    found = path.stat()
+    if found.st_mode & 0o022 or (hasattr(os, "getuid") and found.st_uid != os.getuid()):
+      raise UserError(
+        f"others can write to {str(path)!r}, and compiled code there is run; type: chmod 700 {path}, set "
+        "FLAXONOMY_CACHE to a folder of your own, or add --nocompilation_cache"
+      )
   jax.config.update("jax_compilation_cache_dir", str(folder))
   jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
   jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)

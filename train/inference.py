@@ -71,7 +71,8 @@ def evaluate(paths: list[str], which: str = "latest", changes: dict | None = Non
     changes: as in `load`.
 
   Returns:
-    {"metrics": {...}, "steps": [int, ...], "workdirs": [str, ...]}; for one run also in its evaluation.json.
+    {"metrics": {...}, "steps": [int, ...], "workdirs": [str, ...]}; for one run also in its folder `evaluation`, with
+    the pictures.
 
   Raises:
     UserError: runs that do not go together, and as `load` and `pipeline.open_feed`.
@@ -80,11 +81,16 @@ def evaluate(paths: list[str], which: str = "latest", changes: dict | None = Non
   runs = [load(path, mesh, which, changes) for path in paths]
   first = runs[0]
   for other in runs[1:]:
-    if (other.config.task, other.info[1:]) != (first.config.task, first.info[1:]):
-      raise UserError(
-        f"{str(other.folder)!r} and {str(first.folder)!r} differ in task, classes or image shape: no ensemble"
-      )
-  feed = loop.open_test(first.config, mesh)
+    for field in ("task", "data.name", "data.train_split", "data.eval_split"):
+      one, two = base.flatten(first.config)[field], base.flatten(other.config)[field]
+      if one != two:
+        raise UserError(
+          f"no ensemble: {field} is {one!r} in {str(first.folder)!r} and {two!r} in {str(other.folder)!r}"
+        )
+    loop.same_data(first.info, other.info, f"in {str(first.folder)!r}", f"in {str(other.folder)!r}")
+  if len(runs) > 1 and first.task.table is None:
+    raise UserError(f"no ensemble: what task {first.config.task!r} makes cannot be averaged")
+  feed = loop.open_test(first.config, mesh, first.info)
   function = loop.eval_function([run.task for run in runs], feed, mesh)
   found = loop.evaluate(function, first.task, feed, [run.state for run in runs])
   name = loop.split_name(first.config)
@@ -94,8 +100,10 @@ def evaluate(paths: list[str], which: str = "latest", changes: dict | None = Non
     "workdirs": [str(run.folder) for run in runs],
   }
   if len(runs) == 1:
-    report.save_figures(first.folder, first.task.pictures(found.batch, found.outputs, found.sums))
-    report.write_text(first.folder / "evaluation.json", json.dumps(result, indent=2) + "\n")
+    folder = first.folder / "evaluation"
+    folder.mkdir(exist_ok=True)
+    report.save_figures(folder, first.task.pictures(found.batch, found.outputs, found.sums))
+    report.write_text(folder / "result.json", json.dumps(result, indent=2) + "\n")
   return result
 
 
@@ -165,10 +173,11 @@ def preview(config: base.Config, path: str | Path) -> Path:
     The picture's path.
   """
   folder = workdir.absolute(path)
+  workdir.check(folder, config)
   session = loop.prepare(config)
-  mesh, shown, draws = session.mesh, 8, 7
+  mesh, shown, draws = session.mesh, min(8, session.train.size), 7
   count = -(-shown // mesh.size) * mesh.size
-  batch = session.train.read(range(count))
+  batch = session.train.read([i % session.train.size for i in range(count)])
   function = step.pmapped(session.task.augment, mesh, (P(), P(DATA)), P(DATA))
   mean, std = np.asarray(config.data.mean), np.asarray(config.data.std)
   columns = [batch["image"]]

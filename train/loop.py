@@ -4,6 +4,7 @@
 outside its arguments, so that a second call in a process gives what a fresh process gives, bit for bit.
 """
 
+import contextlib
 import copy
 import json
 import re
@@ -18,7 +19,7 @@ from jax.sharding import PartitionSpec as P
 
 from flaxonomy.configs import base
 from flaxonomy.data import pipeline
-from flaxonomy.errors import UserError
+from flaxonomy.errors import UserError, unknown
 from flaxonomy.train import checkpoint, report, step, tasks
 from flaxonomy.train import workdir as workdirs
 from flaxonomy.train.sharding import DATA
@@ -48,6 +49,7 @@ def run(config: base.Config, workdir: str | Path, *, quiet: bool = False) -> dic
   if (result := workdirs.finished(folder, config.train.steps)) is not None:
     return result
   session = prepare(config)
+  workdirs.check_data(folder, session.info)
   workdirs.create(folder, config, session.info)
   return _train(session, folder, began, quiet)
 
@@ -79,17 +81,36 @@ def prepare(config: base.Config) -> Session:
       f"train.accumulate {config.train.accumulate or 1}; nearest: {f'{near} or ' if near else ''}{near + divisor}"
     )
   source, info = pipeline.open_split(config.data, config.data.train_split)
-  _, other = pipeline.open_split(config.data, config.data.eval_split)
-  if other != info:
-    raise UserError(f"the splits of dataset {info.name!r} differ: {info[1:]} to train, {other[1:]} to evaluate")
+  same_data(info, pipeline.open_split(config.data, config.data.eval_split)[1], "to train", "to evaluate")
   task = tasks.build(config, info, mesh.size)  # every name is known to be right before all the data is read
+  if (best := (config.train.best_metric or task.best).removeprefix("-")) not in task.measures:
+    raise unknown("metric", best, task.measures, "(config field 'train.best_metric')")
   train = pipeline.open_feed(config.data, source, info, config.seed, config.data.batch_size, mesh)
-  return Session(config, mesh, info, task, train, open_test(config, mesh))
+  return Session(config, mesh, info, task, train, open_test(config, mesh, info))
 
 
-def open_test(config: base.Config, mesh: Mesh) -> pipeline.Feed:
-  """The evaluation split; its batch size is rounded up to a multiple of the devices."""
+def same_data(one: pipeline.Info, other: pipeline.Info, here: str, there: str) -> None:
+  """Refuses two sets of data that differ in classes or image shape.
+
+  Raises:
+    UserError: names what differs.
+  """
+  for field in ("class_names", "image_shape"):
+    if getattr(one, field) != getattr(other, field):
+      raise UserError(
+        f"dataset {one.name!r} differs in {field.replace('_', ' ')}: {getattr(one, field)} {here}, "
+        f"{getattr(other, field)} {there}"
+      )
+
+
+def open_test(config: base.Config, mesh: Mesh, trained: pipeline.Info) -> pipeline.Feed:
+  """The evaluation split; its batch size is rounded up to a multiple of the devices.
+
+  Raises:
+    UserError: it has other classes or shapes than the data that was trained on.
+  """
   source, info = pipeline.open_split(config.data, config.data.eval_split)
+  same_data(trained, info, "to train", "to evaluate")
   return pipeline.open_feed(config.data, source, info, config.seed, eval_batch_size(config, mesh), mesh)
 
 
@@ -198,7 +219,7 @@ def _train(session: Session, folder: Path, began: float, quiet: bool) -> dict:
   save_every = config.train.checkpoint_every or eval_every
   most = steps_per_dispatch(config)
   best = config.train.best_metric or task.best
-  saves = checkpoint.Checkpoints(folder, config.train.keep_last, config.train.keep_best, best)
+  saves, log = checkpoint.Checkpoints(folder, config.train.keep_last, config.train.keep_best, best), None
   try:
     state, at, spent = _start(session, saves)
     log = _Log(session, folder, at, quiet)
@@ -210,10 +231,12 @@ def _train(session: Session, folder: Path, began: float, quiet: bool) -> dict:
       log.push(at, count, made)
       at += count
       if at % eval_every == 0 or at == steps:
-        log.evaluated(at, evaluate(test, task, session.test, [state]))
+        with log.pause():
+          log.evaluated(at, evaluate(test, task, session.test, [state]))
       if at % save_every == 0 or at == steps:
         position = {"next_position": at * config.data.batch_size, "batch_size": config.data.batch_size}
-        saves.save(at, state, position | {"seconds": elapsed()}, base.to_dict(config), log.metrics_at(at))
+        with log.pause():
+          saves.save(at, state, position | {"seconds": elapsed()}, base.to_dict(config), log.metrics_at(at))
     if not log.metrics_at(at):  # stopped between the last checkpoint and the report
       log.evaluated(at, evaluate(test, task, session.test, [state]))
     saves.wait()
@@ -224,6 +247,8 @@ def _train(session: Session, folder: Path, began: float, quiet: bool) -> dict:
     log.finish(result)
     return result
   finally:
+    if log:
+      log.close()
     saves.close()
 
 
@@ -295,11 +320,21 @@ class _Log:
     """The evaluation made at a step, or {}."""
     return self._metrics[1] if self._metrics[0] == at else {}
 
+  def pause(self):
+    """A context that the progress line does not count as training."""
+    self._flush()
+    return self._progress.pause() if self._progress else contextlib.nullcontext()
+
   def finish(self, result: dict) -> None:
-    """Closes the rows and writes the report."""
+    """Writes the report."""
+    if self._rows is not None:
+      self.close()
+      report.finish(self._folder, result)
+
+  def close(self) -> None:
+    """Closes the rows."""
     if self._rows is not None:
       self._rows.close()
-      report.finish(self._folder, result)
 
 
 def _greeting(session: Session, at: int, folder: Path) -> str:

@@ -1,17 +1,22 @@
 """Optimizers and learning-rate schedules by name, over optax.
 
-Where optax's defaults differ from the papers' or from torch's, ours are the latter's:
+Where optax's defaults differ from the papers', ours are the papers'; where the papers leave a number open, torch's:
 
   adagrad   accumulator 0, epsilon 1e-10 (optax .1 and 1e-7); Duchi et al. 2011
   adadelta  rho .9, epsilon 1e-6, lr is a factor (1 in the paper); Zeiler 2012
   rmsprop   decay .99, epsilon outside the root (optax .9, inside); Hinton 2012, as torch
   adam      betas .9 .999, epsilon 1e-8, weight_decay is L2 in the gradient; Kingma and Ba 2014
   adamw     weight_decay decoupled, times lr; Loshchilov and Hutter 2017
-  lars      trust .001, momentum .9; You et al. 2017. lamb: You et al. 2019, epsilon 1e-6
-  muon      Jordan 2024: matrices orthogonalised, convolution kernels as [kh kw I, O]; vectors by AdamW
+  lars      trust .001, momentum .9; You et al. 2017
+  lamb      epsilon 1e-6; You et al. 2019
+  muon      Jordan 2024: matrices orthogonalised, convolution kernels as [kh kw I, O]; vectors by Adam, undecayed
   sgd, momentum, nesterov   velocity v = m v + g, step lr v, as torch; weight_decay is L2 in the gradient
 
 Weight decay skips the paths that `weight_decay_exclude` matches; lars and lamb take no trust ratio there either.
+
+Deviations: lars divides by |g + wd w| as optax does, where the paper has |g| + wd |w|; muon orthogonalises the output
+layer too, which Jordan leaves to AdamW; one_cycle moves the learning rate only, not the momentum. A setting that the
+named optimizer or schedule does not read is refused rather than ignored.
 """
 
 import math
@@ -53,15 +58,16 @@ def create(optim, steps: int, params, shards: int = 1) -> Optimizer:
   """
   rate = schedule(optim, steps)
   tx = _named(optim, rate, params)
+  _refuse_unread(optim)
   plan = sharding.plan(params, shards)
-  if optim.name in _NEED_WHOLE_LEAVES and shards > 1:
-    tx = _on_whole_leaves(tx, params, shards)
   frozen = matches(params, optim.freeze)
   if optim.freeze and not any(jax.tree.leaves(frozen)):
     raise unknown("parameter in config field 'optim.freeze':", " ".join(optim.freeze), paths(params))
   if optim.freeze:
     labels = jax.tree.map(lambda f: "frozen" if f else "trained", frozen)
     tx = optax.partition({"trained": tx, "frozen": optax.set_to_zero()}, labels)
+  if optim.name in _NEED_WHOLE_LEAVES and shards > 1:
+    tx = _on_whole_leaves(tx, params, shards)
 
   def update(grads, opt_state, params, step):
     grads = jax.tree.map(lambda f, g: jnp.zeros_like(g) if f else g, frozen, grads)
@@ -73,6 +79,31 @@ def create(optim, steps: int, params, shards: int = 1) -> Optimizer:
     return optax.apply_updates(params, updates), opt_state, {"lr": jnp.float32(rate(step)), "grad_norm": norm}
 
   return Optimizer(tx.init, update)
+
+
+_READS = {
+  "sgd": (),
+  "momentum": ("momentum",),
+  "nesterov": ("momentum",),
+  "adagrad": ("eps",),
+  "adadelta": ("rho", "eps"),
+  "rmsprop": ("rho", "eps", "centered", "momentum"),
+  "adam": ("b1", "b2", "eps"),
+  "adamw": ("b1", "b2", "eps"),
+  "lars": ("momentum", "eps"),
+  "lamb": ("b1", "b2", "eps"),
+  "muon": ("momentum", "b1", "b2"),
+}
+
+
+def _refuse_unread(optim):
+  """Raises UserError for a setting that the named optimizer would ignore in silence."""
+  for field in ("momentum", "b1", "b2", "rho", "eps", "centered"):
+    if getattr(optim, field) not in (None, False) and field not in _READS[optim.name]:
+      reads = ", ".join(f"optim.{name}" for name in _READS[optim.name]) or "none of these"
+      raise UserError(f"optimizer {optim.name!r} does not read config field 'optim.{field}'; it reads {reads}")
+  if optim.boundaries and optim.schedule != "step":
+    raise UserError(f"schedule {optim.schedule!r} does not read config field 'optim.boundaries'; schedule 'step' does")
 
 
 def paths(tree) -> list[str]:

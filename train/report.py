@@ -1,6 +1,7 @@
 """What a run says: metrics.jsonl, TensorBoard, the progress line, pictures, result.json, report.html."""
 
 import base64
+import contextlib
 import html
 import importlib.util
 import json
@@ -114,14 +115,12 @@ class Progress:
       parts += [f"{self._rate * self._batch:,.0f} examples/s", f"{_duration((self._steps - step) / self._rate)} left"]
     self._print("  ".join(parts))
 
-  def pause(self) -> None:
-    """Forgets the time until now, as after an evaluation, so that the rate is the training's own."""
-    self._paused = time.monotonic()
-
-  def resume(self) -> None:
-    """Goes on after `pause`."""
-    step, since = self._mark
-    self._mark = (step, since + time.monotonic() - self._paused)
+  @contextlib.contextmanager
+  def pause(self):
+    """Time spent inside does not count as training."""
+    began = time.monotonic()
+    yield
+    self._mark = (self._mark[0], self._mark[1] + time.monotonic() - began)
 
   def say(self, line: str) -> None:
     """Prints a line of its own."""

@@ -52,7 +52,8 @@ class Task(NamedTuple):
     score: (outputs, batch) -> sums, a dict of float32 arrays to be added over devices and batches; examples whose
       mask is 0 add nothing.
     metrics: sums (NumPy, float64) -> {name: float}, the field's metrics, named without a split.
-    best: the metric that picks the best checkpoint; a leading "-" means lower is better.
+    measures: names of the metrics.
+    best: the one that picks the best checkpoint; a leading "-" means lower is better.
     pictures: (batch, outputs, sums) -> {file name: matplotlib figure}, from the first examples of the evaluation.
     augment: (rng, batch) -> batch, per device: what training does to a batch before the model sees it.
     specs: State of PartitionSpecs, how the state lies on the devices.
@@ -65,6 +66,7 @@ class Task(NamedTuple):
   predict_step: Callable[[State, dict], dict]
   score: Callable[[dict, dict], dict]
   metrics: Callable[[dict], dict]
+  measures: tuple[str, ...]
   best: str
   pictures: Callable[[dict, dict, dict], dict]
   augment: Callable[[jax.Array, dict], dict]

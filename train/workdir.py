@@ -56,6 +56,23 @@ def create(workdir: Path, config: base.Config, info: Info) -> None:
     raise UserError(f"cannot write to workdir {str(workdir)!r}: {error.strerror}") from None
 
 
+def check_data(workdir: Path, info: Info) -> None:
+  """Refuses to go on with a run on other data than it began with: other classes, shapes or number of examples.
+
+  Raises:
+    UserError: names what differs.
+  """
+  if not (workdir / "data.json").exists():
+    return
+  there = load_info(workdir)
+  for field in ("class_names", "image_shape", "size"):
+    if getattr(there, field) != getattr(info, field):
+      raise UserError(
+        f"workdir {str(workdir)!r} was trained on other data: {field} was {getattr(there, field)}, is now "
+        f"{getattr(info, field)}; put the data back, or type another --workdir"
+      )
+
+
 def load_config(workdir: Path) -> base.Config:
   """The config of a run.
 
@@ -65,16 +82,28 @@ def load_config(workdir: Path) -> base.Config:
   path = workdir / "config.json"
   if not path.exists():
     raise UserError(f"workdir {str(workdir)!r} holds no run (no config.json); train one with --workdir={workdir}")
+  return base.from_dict(_read(path))
+
+
+def _read(path: Path) -> dict:
+  """A JSON file of the workdir; UserError if it is missing or damaged."""
   try:
-    return base.from_dict(json.loads(path.read_text()))
-  except json.JSONDecodeError as error:
-    raise UserError(f"{str(path)!r} is damaged: {error}") from None
+    return json.loads(path.read_text())
+  except (OSError, json.JSONDecodeError) as error:
+    raise UserError(f"{str(path)!r} is damaged or cannot be read: {error}") from None
 
 
 def load_info(workdir: Path) -> Info:
-  """What is known of a run's data."""
-  saved = json.loads((workdir / "data.json").read_text())
-  return Info(saved["name"], tuple(saved["class_names"]), tuple(saved["image_shape"]))
+  """What is known of a run's data.
+
+  Raises:
+    UserError: data.json is missing or damaged.
+  """
+  saved = _read(workdir / "data.json")
+  try:
+    return Info(saved["name"], tuple(saved["class_names"]), tuple(saved["image_shape"]), saved["size"])
+  except (KeyError, TypeError) as error:
+    raise UserError(f"{str(workdir / 'data.json')!r} is damaged: {error!r}") from None
 
 
 def finished(workdir: Path, steps: int) -> dict | None:
@@ -82,5 +111,5 @@ def finished(workdir: Path, steps: int) -> dict | None:
   path = workdir / "result.json"
   if not path.exists():
     return None
-  result = json.loads(path.read_text())
+  result = _read(path)
   return result if result["step"] >= steps else None

@@ -3,6 +3,8 @@
 import os
 from pathlib import Path
 
+from flaxonomy.errors import UserError
+
 BUILDERS = {
   "digits": "flaxonomy.data.datasets.digits:Digits",
 }
@@ -12,5 +14,10 @@ def cache_folder() -> Path:
   """The private folder for what can be made again: $FLAXONOMY_CACHE, else flaxonomy in the user's cache."""
   root = os.environ.get("FLAXONOMY_CACHE")
   folder = Path(root) if root else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "flaxonomy"
-  folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+  try:
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+  except OSError as error:
+    raise UserError(
+      f"cannot make cache folder {str(folder)!r}: {error.strerror}; set FLAXONOMY_CACHE to another"
+    ) from None
   return folder

@@ -188,7 +188,7 @@ def test_evaluation_counts_every_example_once(devices, batch_size, on_device):
   """Whether the batch size divides the split, is smaller, or larger, or must be rounded up to the devices."""
   config = Config(data=Data("digits", eval_split="test[:37]", eval_batch_size=batch_size, on_device=on_device))
   mesh = loop.make_mesh(devices)
-  feed = loop.open_test(config, mesh)
+  feed = loop.open_test(config, mesh, pipeline.open_split(config.data, "test")[1])
   batches = eval_batches(feed, mesh)
   rounded = -(-batch_size // devices) * devices
   assert {batch["image"].shape for batch in batches} == {(rounded, 8, 8, 1)}
@@ -251,7 +251,7 @@ def test_each_process_reads_its_own_rows(processes, monkeypatch):
 
 def test_what_a_task_is_told():
   feed, info, _ = feed_of(image_size=(10, 12), channels=3)
-  assert info == pipeline.Info("digits", tuple("0123456789"), (10, 12, 3))
+  assert info == pipeline.Info("digits", tuple("0123456789"), (10, 12, 3), 50)
   assert feed.size == 50
 
 

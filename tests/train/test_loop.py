@@ -11,7 +11,7 @@ import pytest
 
 from flaxonomy.configs import base
 from flaxonomy.errors import UserError
-from flaxonomy.train import checkpoint, loop, report
+from flaxonomy.train import checkpoint, inference, loop, report
 
 TASKS = ["classification", "gan"]
 
@@ -120,6 +120,37 @@ def test_a_workdir_of_another_config_is_refused_and_left_alone(config_of, tmp_pa
   with pytest.raises(UserError, match=r"belongs to another config: optim.lr = 0.1 there, 0.2 here; .*--workdir"):
     loop.run(base.override(config, {"optim.lr": 0.2}), tmp_path / "run", quiet=True)
   assert {p: p.read_bytes() for p in (tmp_path / "run").glob("*.json")} == before
+
+
+def test_checkpoints_between_evaluations(config_of, tmp_path):
+  """They have no metric, and are not taken for the best."""
+  config = config_of["classification"](train__checkpoint_every=3, train__keep_last=1, train__keep_best=1)
+  loop.run(config, tmp_path / "run", quiet=True)
+  saves = checkpoint.Checkpoints(tmp_path / "run", best="accuracy", read_only=True)
+  assert saves.steps()[-1] == 12
+  assert saves.best_step() in (6, 12)
+  saves.close()
+
+
+def test_a_run_does_not_go_on_with_other_data(config_of, tmp_path):
+  from PIL import Image
+
+  def images(*classes):
+    for name in classes:
+      for i in range(20):
+        path = tmp_path / "photos" / name / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.full((8, 8), i, np.uint8)).save(path)
+
+  changes = {"data__name": "folder", "data__data_dir": str(tmp_path / "photos"), "data__image_size": (8, 8)}
+  config = config_of["classification"](**changes, data__batch_size=8, data__augment__rotate=10)
+  images("cat", "dog")
+  loop.run(base.override(config, {"train.steps": 6}), tmp_path / "run", quiet=True)
+  images("bee")
+  with pytest.raises(UserError, match=r"was trained on other data: class_names was \('cat', 'dog'\), is now \('bee',"):
+    loop.run(config, tmp_path / "run", quiet=True)
+  with pytest.raises(UserError, match="differs in class names"):
+    inference.evaluate([str(tmp_path / "run")])
 
 
 @pytest.mark.parametrize("field, value", [("data.name", "digitz"), ("data.batch_size", 33), ("model.name", "deepconv")])

@@ -57,7 +57,7 @@ def lamb(w, grads, decay, lr=0.1, wd=0.01, b1=0.9, b2=0.999, eps=1e-6):
 
 @pytest.mark.parametrize("name, formula", [("lars", lars), ("lamb", lamb)])
 def test_layerwise_optimizers(name, formula):
-  """You et al. 2017, algorithm 1; You et al. 2019, algorithm 2; plain steps for biases and norms."""
+  """You et al. 2017 with optax's denominator; You et al. 2019, algorithm 2; plain steps for biases and norms."""
   params, _ = follow(Optim(name, lr=0.1, weight_decay=0.01))
   for module, leaf in LEAVES:
     expected = formula(PARAMS[module][leaf], [g[module][leaf] for g in GRADS], decays(leaf))
@@ -123,6 +123,14 @@ def test_warm_up_rises_to_the_schedules_first_value(name):
   first = float(cold(0))
   np.testing.assert_allclose([float(rate(i)) for i in range(10)], first * np.arange(10) / 10, rtol=1e-6, atol=1e-9)
   np.testing.assert_allclose([float(rate(i)) for i in range(10, 100)], [float(cold(i)) for i in range(90)], rtol=1e-5)
+
+
+@pytest.mark.parametrize("name, field", [("sgd", "momentum"), ("adam", "rho"), ("muon", "eps"), ("lamb", "centered")])
+def test_a_setting_that_would_be_ignored_is_refused(name, field):
+  with pytest.raises(UserError, match=f"optimizer '{name}' does not read config field 'optim.{field}'"):
+    optim.create(Optim(name, **{field: True if field == "centered" else 0.5}), 10, PARAMS)
+  with pytest.raises(UserError, match="schedule 'cosine' does not read config field 'optim.boundaries'"):
+    optim.create(Optim(schedule="cosine", boundaries=(5,)), 10, PARAMS)
 
 
 def test_schedule_errors():

@@ -98,7 +98,7 @@ def test_zero_does_not_change_other_optimizers(tiny, name):
   """Clipping, freezing, averaging and optimizers that need whole leaves, on shards."""
   wide = {"features": (4, 8, 16), "hidden_size": 128, "dropout": 0.0}
   changes = {"optim__name": name, "optim__lr": 0.01, "optim__clip_norm": 0.5, "optim__weight_decay": 0.01}
-  changes |= {"optim__freeze": ("conv1_1",), "train__ema_decay": 0.9, "model__fields": wide}
+  changes |= {"optim__freeze": ("conv1_1", "conv3_2"), "train__ema_decay": 0.9, "model__fields": wide}
   plain, _ = train(tiny(**changes), steps=3)
   config = tiny(**changes, train__zero=True)
   assert any(d != sharding.WHOLE for d in jax.tree.leaves(sharding.plan(plain, 2).dims)), (

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from flaxonomy import models
-from flaxonomy.errors import unknown
+from flaxonomy.errors import UserError, unknown
 from flaxonomy.train.sharding import DATA
 from flaxonomy.train.step import Task
 
@@ -33,6 +33,15 @@ def build(config, info, devices: int) -> Task:
   return importlib.import_module(TASKS[config.task]).build(config, info, devices)
 
 
+def require(config, fits: bool) -> None:
+  """Raises UserError unless the model is one that the task can train."""
+  if not fits:
+    raise UserError(
+      f"task {config.task!r} cannot train model {config.model.name!r}; set config field 'task' or 'model.name' "
+      f"(tasks: {', '.join(TASKS)}; models: {', '.join(models.MODELS)})"
+    )
+
+
 def microbatches(config, devices: int, collections) -> int:
   """Microbatches of a step.
 
@@ -56,10 +65,12 @@ def module(config, **given):
   """The config's model with what the data and the training settle: `given`, the compute type, the batch-norm axis.
 
   Args:
-    config: configs.base.Config; `model.fields` overrule the rest.
+    config: configs.base.Config; `model.fields` hold the rest.
     **given: fields that follow from the data, such as num_classes.
   """
   given |= {"dtype": jnp.dtype(config.train.dtype), "axis_name": DATA if config.train.sync_batchnorm else None}
   plain = models.create(config.model.name)
   known = {f.name for f in dataclasses.fields(plain)}
+  if settled := sorted(set(given) & known & set(config.model.fields) - {"axis_name"}):
+    raise UserError(f"config field 'model.fields.{settled[0]}' follows from the data or train.dtype; leave it out")
   return models.create(config.model.name, **{k: v for k, v in given.items() if k in known} | config.model.fields)

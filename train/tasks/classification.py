@@ -15,6 +15,7 @@ def build(config, info, devices: int) -> Task:
   """The task of telling `info.class_names` apart; see `tasks.build`."""
   num_classes = len(info.class_names)
   model = tasks.module(config, num_classes=num_classes)
+  tasks.require(config, hasattr(model, "num_classes"))
   shards = devices if config.train.zero else 1
 
   def variables(rng):
@@ -56,6 +57,7 @@ def build(config, info, devices: int) -> Task:
     predict_step=lambda state, batch: classify(state.variables(), batch["image"]),
     score=score,
     metrics=metrics,
+    measures=("accuracy", "loss", "top5_accuracy") if num_classes > 10 else ("accuracy", "loss"),
     best="accuracy",
     pictures=lambda batch, outputs, sums: pictures(info.class_names, batch, outputs, sums),
     augment=augment.build(config.data, DATA),
@@ -103,7 +105,7 @@ def score(outputs: dict, batch: dict) -> dict:
   num_classes = probs.shape[-1]
   predicted = probs.argmax(-1)
   truth = jax.nn.one_hot(label, num_classes) * mask[:, None]
-  rank = (probs > own[:, None]).sum(-1)
+  rank = num_classes - (probs <= own[:, None]).sum(-1)  # so written, a NaN is never among the best five
   return {
     "loss": -(jnp.log(jnp.maximum(own, 1e-37)) * mask).sum(),
     "correct": ((predicted == label) * mask).sum(),

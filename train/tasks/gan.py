@@ -24,7 +24,7 @@ def build(config, info, devices: int) -> Task:
   """The task of making images like those of the dataset; see `tasks.build`.
 
   Raises:
-    UserError: images that are not square powers of two, or gradient accumulation.
+    UserError: images that are not square powers of two or not scaled to [-1, 1], or gradient accumulation.
   """
   height, width, channels = info.image_shape
   if height != width or height < 8 or height & (height - 1):
@@ -33,7 +33,12 @@ def build(config, info, devices: int) -> Task:
     )
   if config.train.accumulate not in (None, 1):
     raise UserError("task 'gan' cannot accumulate gradients; set train.accumulate to 1")
+  if set(config.data.mean) != {0.5} or set(config.data.std) != {0.5} or config.data.augment.mixup:
+    raise UserError(
+      "task 'gan' needs images in [-1, 1]: set data.mean and data.std to (0.5,), and data.augment.mixup to 0"
+    )
   model = tasks.module(config, image_size=height, channels=channels)
+  tasks.require(config, hasattr(model, "generate"))
   shards = devices if config.train.zero else 1
 
   def variables(rng):
@@ -100,6 +105,7 @@ def build(config, info, devices: int) -> Task:
     predict_step=predict_step,
     score=score,
     metrics=metrics,
+    measures=("real_score", "fake_score", "frechet_pixels"),
     best="-frechet_pixels",
     pictures=pictures,
     augment=change,
