@@ -168,14 +168,15 @@ class _Files(Sequence):
 def _folder(config, split) -> Source:
   """A folder of images: ROOT/SPLIT/CLASS/*.png, or ROOT/CLASS/*.png, of which a stable tenth is the test split.
 
-  The first is taken where at least two sub-folders are called train, validation, val or test.
+  The first is taken where a sub-folder called train, validation, val or test has sub-folders of its own.
   """
   if config.data_dir is None or not Path(config.data_dir).is_dir():
     raise UserError(f"dataset 'folder' needs config field 'data.data_dir' to be a folder, not {config.data_dir!r}")
   root = Path(config.data_dir)
   name, begin, end = _slice(split)
   subfolders = sorted(p.name for p in root.iterdir() if p.is_dir())
-  if len({"train", "test", "validation", "val"} & set(subfolders)) > 1:
+  named = {"train", "test", "validation", "val"} & set(subfolders)
+  if any(path.is_dir() for name in named for path in (root / name).iterdir()):
     if name not in subfolders:
       raise unknown(f"split of folder {config.data_dir!r}:", name, subfolders)
     root, keep = root / name, lambda path: True

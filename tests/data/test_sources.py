@@ -351,5 +351,5 @@ def test_no_image_or_label(shared_data):
   if not (folder / "tiny_shakespeare").is_dir():
     pytest.skip(f"no tiny_shakespeare in {folder}")
   message = mistake(Data("tiny_shakespeare", data_dir=str(folder)))
-  assert "no image with a class label" in message
+  assert "no single image with a single class label" in message
   assert "text (Text)" in message
