@@ -7,6 +7,8 @@ Strided and transposed convolutions instead of pooling, batch norm everywhere bu
 discriminator's input, ReLU and tanh in the generator, leaky ReLU of slope .2 in the discriminator, weights N(0, .02),
 batch-norm scales N(1, .02), no biases before batch norm.
 
+Running variances are the biased ones of the batch, as Flax keeps them (torch keeps n / (n - 1) times these).
+
 Deviations from the paper: the first layer of the generator is a transposed convolution rather than a projection and
 a reshape (the same function), and like pytorch/examples neither net's last layer has a bias.
 """
