@@ -53,7 +53,7 @@ def _run(given: list[str]) -> None:
   if _LIST.value:
     print(command.listing())
     return
-  flag, named = flags.FLAGS["config"], f"--config={command.DEFAULT}" not in argv[1:2]
+  flag, named = flags.FLAGS["config"], command.config_path(given) is not None
   config, folders, changes = command.resolve(flag, fields, named, _WORKDIR.value, _MODE.value)
   command.run(_MODE.value, config, folders, changes, _INPUTS.value, _CHECKPOINT.value, _CACHE.value)
 

@@ -34,7 +34,7 @@ def prepare(argv: list[str]) -> tuple[list[str], dict[str, Any]]:
   Raises:
     UserError: a config field or file that does not exist.
   """
-  path, kept, fields = _config_path(argv), argv[:1], {}
+  path, kept, fields = config_path(argv), argv[:1], {}
   if path is not None and not Path(path).is_file():
     raise unknown(
       "config file", path, [str(p) for p in _files(Path(path).parent)] or map(str, _files()), "(see --list)"
@@ -67,7 +67,7 @@ def parse(argv: list[str], values: flags.FlagValues) -> None:
   Raises:
     UserError: whatever is wrong with it, or with the config file it names.
   """
-  path = _config_path(argv)
+  path = config_path(argv)
   try:
     rest = values(argv)
   except flags.Error as error:
@@ -78,7 +78,7 @@ def parse(argv: list[str], values: flags.FlagValues) -> None:
     raise UserError(f"unexpected argument {rest[1]!r}; every option starts with --, see --help")
 
 
-def _config_path(argv) -> str | None:
+def config_path(argv) -> str | None:
   """The file that --config names, without the argument behind its colon."""
   for i, argument in enumerate(argv):
     if found := re.fullmatch(r"--?config(?:=(.*))?", argument, re.DOTALL):
