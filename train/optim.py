@@ -15,8 +15,8 @@ Where optax's defaults differ from the papers', ours are the papers'; where the 
 Weight decay skips the paths that `weight_decay_exclude` matches; lars and lamb take no trust ratio there either.
 
 Deviations: lars divides by |g + wd w| as optax does, where the paper has |g| + wd |w|; muon orthogonalises the output
-layer too, which Jordan leaves to AdamW; one_cycle moves the learning rate only, not the momentum. A setting that the
-named optimizer or schedule does not read is refused rather than ignored.
+layer too, which Jordan leaves to AdamW; one_cycle moves the learning rate only, not the momentum. An optimizer's
+setting that the named one does not read, and boundaries without the schedule "step", are refused rather than ignored.
 """
 
 import math
