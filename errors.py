@@ -1,10 +1,13 @@
 """Errors that a user can mend. Every room may import this file; it imports nothing of the project.
 
 A `UserError` is one line: what is wrong, where, the nearest names, what to type. `launch.py` prints it without a
-traceback and exits with its code; from Python it is an ordinary exception.
+traceback and exits with its code; from Python it is an ordinary exception. The codes, which status.json repeats:
+
+  0 finished    2 user error    3 data    4 numbers    5 workdir busy    143, 130 stopped by SIGTERM, SIGINT
 """
 
 import difflib
+import sys
 from collections.abc import Iterable
 
 
@@ -12,6 +15,37 @@ class UserError(Exception):
   """Something the user can put right. The message is one line; `exit_code` is what the launcher returns."""
 
   exit_code = 2
+
+
+class DataError(UserError):
+  """Data that cannot be read, or is not what it says."""
+
+  exit_code = 3
+
+
+class NumericError(UserError):
+  """Numbers that are no longer finite."""
+
+  exit_code = 4
+
+
+class BusyError(UserError):
+  """A workdir in which another run is going on."""
+
+  exit_code = 5
+
+
+class Preempted(Exception):
+  """A run that a signal stopped. What it saved can be gone on with; `exit_code` is 128 + the signal's number."""
+
+  def __init__(self, message: str, signum: int):
+    super().__init__(message)
+    self.exit_code = 128 + signum
+
+
+def warn(line: str) -> None:
+  """Tells the user something that does not stop the run: one line on standard error."""
+  print(f"\nwarning: {line}" if sys.stderr.isatty() else f"warning: {line}", file=sys.stderr, flush=True)
 
 
 def unknown(what: str, name: str, known: Iterable[str], hint: str = "") -> UserError:
@@ -46,3 +80,9 @@ def missing_extra(package: str, extra: str, purpose: str) -> UserError:
   return UserError(
     f"{purpose} needs the package {package!r}, which is not installed; type: pip install 'flaxonomy[{extra}]'"
   )
+
+
+def first_line(error: BaseException, most: int = 300) -> str:
+  """The first line of what another library says, for a message of one line."""
+  lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+  return (lines[0] if lines else type(error).__name__)[:most]

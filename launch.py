@@ -6,10 +6,12 @@ python launch.py --mode=eval --workdir=runs/x                 also several, as a
 python launch.py --mode=predict --workdir=runs/x --inputs=photos/
 python launch.py --mode=export --workdir=runs/x
 python launch.py --mode=preview --config=configs/mnist_augmented.py
+python launch.py --mode=doctor                                is this machine fit to train on?
 python launch.py --list
 """
 
 import sys
+import traceback
 from pathlib import Path
 
 # `python launch.py` puts this folder first on the path, where `models` and `train` would shadow other packages.
@@ -18,29 +20,43 @@ sys.path[:] = [p for p in sys.path if Path(p or ".").resolve() != Path(__file__)
 from absl import flags  # noqa: E402
 from ml_collections import config_flags  # noqa: E402
 
-from flaxonomy.errors import UserError  # noqa: E402
+from flaxonomy.errors import Preempted, UserError  # noqa: E402
 from flaxonomy.train import command  # noqa: E402
 
-MODES = ("train", "eval", "predict", "export", "preview")
+MODES = ("train", "eval", "predict", "export", "preview", "doctor")
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; default runs/NAME. Several, with commas, for eval.")
 _MODE = flags.DEFINE_enum("mode", "train", MODES, "What to do.")
 _INPUTS = flags.DEFINE_list("inputs", [], "predict: image files and folders.")
 _CHECKPOINT = flags.DEFINE_string("checkpoint", "latest", "eval, predict, export: latest, best or a step.")
 _CACHE = flags.DEFINE_bool("compilation_cache", True, "Keep compiled code in a private folder between starts.")
+_DISTRIBUTED = flags.DEFINE_bool("distributed", False, "One of several processes; by itself on TPU pods and Slurm.")
+_COORDINATOR = flags.DEFINE_string("coordinator", None, "distributed: HOST:PORT of the first process.")
+_PROCESSES = flags.DEFINE_integer("num_processes", None, "distributed: how many.", lower_bound=1)
+_PROCESS = flags.DEFINE_integer("process_id", None, "distributed: which one this is, from 0.", lower_bound=0)
+_TIMEOUT = flags.DEFINE_integer("start_timeout", 300, "distributed: seconds to wait for the others.", lower_bound=1)
 _LIST = flags.DEFINE_bool("list", False, "Print every config with its description.")
 _DEBUG = flags.DEFINE_bool("debug", False, "Show tracebacks of user errors.")
 
 
 def main() -> None:
-  """Runs the command line and exits with its code."""
+  """Runs the command line and exits with its code, see errors.py."""
+  code = 0
   try:
     _run(sys.argv)
-  except UserError as error:
+  except (UserError, Preempted) as error:
     if flags.FLAGS.is_parsed() and _DEBUG.value:
       raise
-    print(f"error: {error}", file=sys.stderr)
-    sys.exit(error.exit_code)
+    print(f"{'error: ' if isinstance(error, UserError) else ''}{error}", file=sys.stderr)
+    code = error.exit_code
+  except Exception:
+    if not flags.FLAGS.is_parsed() or not _DISTRIBUTED.value:
+      raise
+    traceback.print_exc()
+    code = 1
+  if flags.FLAGS.is_parsed() and _DISTRIBUTED.value:
+    command.leave(code)
+  sys.exit(code)
 
 
 def _run(given: list[str]) -> None:
@@ -55,7 +71,11 @@ def _run(given: list[str]) -> None:
     return
   flag, named = flags.FLAGS["config"], command.config_path(given) is not None
   config, folders, changes = command.resolve(flag, fields, named, _WORKDIR.value, _MODE.value)
-  command.run(_MODE.value, config, folders, changes, _INPUTS.value, _CHECKPOINT.value, _CACHE.value)
+  peers = (_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
+  if not _DISTRIBUTED.value and peers != (None, None, None):
+    raise UserError("--coordinator, --num_processes and --process_id need --distributed")
+  joined = (*peers, _TIMEOUT.value) if _DISTRIBUTED.value else None
+  command.run(_MODE.value, config, folders, changes, _INPUTS.value, _CHECKPOINT.value, _CACHE.value, joined)
 
 
 if __name__ == "__main__":

@@ -58,6 +58,8 @@ class Data:
   on_device: Optional[bool] = None  # keep the whole set on the devices; None: if it is under on_device_limit
   on_device_limit: int = 512  # MiB of decoded examples
   workers: int = 0  # Grain worker processes; 0 reads with threads
+  on_error: str = "raise"  # at an example that cannot be read: "raise", or "skip" it with a warning
+  error_limit: Optional[int] = None  # so many may be skipped; None: one in a thousand, and one at least
   mean: tuple[float, ...] = (0.0,)  # subtracted after scaling to [0, 1], for each channel or for all
   std: tuple[float, ...] = (1.0,)  # divided by after that
   augment: Augment = field(default_factory=Augment)
@@ -100,6 +102,8 @@ class Train:
   eval_every: Optional[int] = None  # steps; None: ten times a run. Also evaluated at the end
   checkpoint_every: Optional[int] = None  # steps; None: as eval_every
   log_every: int = 10  # steps between rows of metrics.jsonl
+  on_nan: str = "stop"  # at numbers that are not finite: "stop", "skip" the step, or "rollback"; see train/numbers.py
+  nan_limit: int = 10  # skip and rollback: so many bad steps among the last 1,000 end the run
   keep_last: int = 3  # checkpoints
   keep_best: int = 1  # checkpoints with the best best_metric
   best_metric: Optional[str] = None  # None: the task's own; a leading "-" means lower is better
@@ -223,8 +227,9 @@ def validate(config: Config) -> Config:
       raise UserError(f"config field {path!r} must be (least, most) with 0 < least <= most, not {value}")
   if min(config.data.std, default=0) <= 0:
     raise UserError(f"config field 'data.std' must be positive numbers, not {config.data.std}")
-  if config.train.dtype not in ("float32", "bfloat16"):
-    raise unknown("train.dtype", config.train.dtype, ["float32", "bfloat16"])
+  for path, known in _ONE_OF.items():
+    if (value := flatten(config)[path]) not in known:
+      raise unknown(path, value, known)
   return config
 
 
@@ -233,10 +238,15 @@ _AT_LEAST = {
   "data.augment.cutout": 0, "data.augment.mixup": 0, "data.augment.rotate": 0, "optim.weight_decay": 0,
   "train.steps": 1, "train.eval_every": 1, "train.checkpoint_every": 1, "train.log_every": 1, "train.keep_last": 1,
   "train.keep_best": 0, "train.steps_per_dispatch": 1, "train.accumulate": 1, "train.devices": 1,
-  "train.cpu_devices": 1,  "optim.lr": 0, "optim.warmup_steps": 0, "optim.decay_every": 1, "seed": 0,
+  "train.cpu_devices": 1, "train.nan_limit": 1,
+  "data.error_limit": 0, "optim.lr": 0, "optim.warmup_steps": 0, "optim.decay_every": 1, "seed": 0,
 }  # fmt: skip
 
 
+_ONE_OF = {
+  "train.dtype": ("float32", "bfloat16"), "train.on_nan": ("stop", "skip", "rollback"),
+  "data.on_error": ("raise", "skip"),
+}  # fmt: skip
 _BETWEEN = {
   "optim.momentum": (0, 1), "optim.b1": (0, 1), "optim.b2": (0, 1), "optim.rho": (0, 1), "train.ema_decay": (0, 1),
   "train.label_smoothing": (0, 1), "data.augment.brightness": (0, 1), "data.augment.contrast": (0, 1),

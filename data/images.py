@@ -4,13 +4,26 @@ import io
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import (  # noqa: F401: importing a plugin is what makes Pillow know its format
+  BmpImagePlugin,
+  GifImagePlugin,
+  Image,
+  ImageOps,
+  JpegImagePlugin,
+  MpoImagePlugin,
+  PngImagePlugin,
+  PpmImagePlugin,
+  TiffImagePlugin,
+  WebPImagePlugin,
+)
 
-from flaxonomy.errors import UserError
+from flaxonomy.errors import DataError, UserError, first_line
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 _ORIENTATIONS = {"exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif", "Raw profile type APP1"}  # may be there
 _MODES = {1: "L", 3: "RGB"}
+FORMATS = ("PNG", "JPEG", "MPO", "BMP", "DIB", "GIF", "WEBP", "TIFF", "PPM")  # others start programs, such as EPS
+MAX_PIXELS = 2**26  # of an encoded image: a small file may name any size
 
 
 def decode(source, channels: int | None = None, size: tuple[int, int] | None = None) -> np.ndarray:
@@ -25,18 +38,25 @@ def decode(source, channels: int | None = None, size: tuple[int, int] | None = N
     [H, W, C] uint8, turned upright by its EXIF orientation.
 
   Raises:
-    UserError: not an image.
+    DataError: not an image, or too large a one.
   """
   if isinstance(source, np.ndarray):
-    image = Image.fromarray(source[..., 0] if source.ndim == 3 and source.shape[-1] == 1 else source)
-  else:
-    try:
-      image = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
-      image.load()
-      if image.format == "TIFF" or not _ORIENTATIONS.isdisjoint(image.info):
-        image = ImageOps.exif_transpose(image)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # all that Pillow raises
-      raise UserError(f"cannot read image {_name(source)}: {error}") from None
+    return _array(
+      Image.fromarray(source[..., 0] if source.ndim == 3 and source.shape[-1] == 1 else source), channels, size
+    )
+  try:
+    image = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS)
+    if image.width * image.height > MAX_PIXELS:
+      raise ValueError(f"{image.width} x {image.height} pixels, and {MAX_PIXELS:,} are the most that is read")
+    image.load()
+    if image.format == "TIFF" or not _ORIENTATIONS.isdisjoint(image.info):
+      image = ImageOps.exif_transpose(image)
+    return _array(image, channels, size)
+  except Exception as error:  # damaged files make Pillow raise nearly anything
+    raise DataError(f"cannot read image {_name(source)}: {first_line(error)}") from None
+
+
+def _array(image, channels, size) -> np.ndarray:
   if image.mode.startswith("I;16") or image.mode == "I":  # 16 bits: keep the high byte
     image = Image.fromarray((np.asarray(image, np.uint32) >> 8).astype(np.uint8))
   mode = _MODES[channels] if channels else ("L" if image.mode in ("1", "L", "LA") else "RGB")

@@ -9,6 +9,7 @@ Grain and sent two dispatches ahead. Both give the same batches, bit for bit.
 """
 
 import collections
+import contextlib
 import functools
 import itertools
 from collections.abc import Callable, Iterable, Iterator
@@ -21,7 +22,8 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from flaxonomy.data import images, sources
-from flaxonomy.errors import UserError
+from flaxonomy.data.reader import Reader
+from flaxonomy.errors import DataError, UserError, first_line
 
 AHEAD = 2  # dispatches whose items are on the devices before they are needed
 
@@ -42,7 +44,7 @@ class Feed(NamedTuple):
     size: examples in the split.
     resident: arrays that stay on the devices, replicated: the whole split, or nothing.
     fetch: (resident, item) -> batch, inside the compiled step, per device.
-    train_items: (first step, counts, most) -> items on the devices, one for each count: trees with leading axes
+    train_items: (spans, most) -> items on the devices, one for each span (first step, count): trees with leading axes
       [most, B], of which the first `count` are used.
     eval_items: () -> items with a leading axis [B], every example once, the last batch padded.
     read: indices -> batch of NumPy arrays, on the host.
@@ -51,29 +53,9 @@ class Feed(NamedTuple):
   size: int
   resident: dict
   fetch: Callable[[dict, dict], dict]
-  train_items: Callable[[int, Iterable[int], int], Iterator[dict]]
+  train_items: Callable[[Iterable[tuple[int, int]], int], Iterator[dict]]
   eval_items: Callable[[], Iterator[dict]]
   read: Callable[[Iterable[int]], dict]
-
-
-class Reader:
-  """Examples by index, decoded: what Grain maps. Picklable, for its worker processes.
-
-  Index -1 is padding: zeros with mask 0.
-  """
-
-  def __init__(self, source: sources.Source, shape: tuple[int, int, int]):
-    self.records, self.shape = source.records, shape
-
-  def __call__(self, index) -> dict:
-    """The decoded example of an index."""
-    index = int(index)
-    if index < 0:
-      image, label = np.zeros(self.shape, np.uint8), 0
-    else:
-      record = self.records[index]
-      image, label = images.decode(record["image"], self.shape[2], self.shape[:2]), int(record["label"])
-    return {"image": image, "label": np.int32(label), "index": np.int32(index), "mask": np.float32(index >= 0)}
 
 
 class Order:
@@ -118,12 +100,22 @@ def image_shape(config, source: sources.Source) -> tuple[int, int, int]:
   if shape is None:
     if config.image_size is None:
       raise UserError(f"the images of dataset {config.name!r} may differ in size; set config field 'data.image_size'")
-    shape = images.decode(source.records[0]["image"]).shape
+    shape = _first_shape(config, source)
   channels = config.channels or shape[2]
   for name in ("mean", "std"):
     if (count := len(getattr(config, name))) not in (1, channels):
       raise UserError(f"config field 'data.{name}' has {count} entries, but the images have {channels} channels")
   return (*(config.image_size or shape[:2]), channels)
+
+
+def _first_shape(config, source):
+  """The shape of the first image that can be read, of the first hundred."""
+  for i in range(min(100, len(source.records)) if config.on_error == "skip" else 1):
+    try:
+      return images.decode(source.records[i]["image"]).shape
+    except DataError as error:
+      problem = error
+  raise DataError(f"dataset {config.name!r}: the first image settles the channels, but {problem}")
 
 
 def open_split(config, split: str) -> tuple[sources.Source, Info]:
@@ -140,6 +132,8 @@ def open_split(config, split: str) -> tuple[sources.Source, Info]:
     UserError: see `sources.open_source` and `image_shape`.
   """
   source = sources.open_source(config, split)
+  if len(source.records) == 0:
+    raise UserError(f"split {split!r} of dataset {config.name!r} is empty; set data.train_split or data.eval_split")
   return source, Info(config.name, source.class_names, image_shape(config, source), len(source.records))
 
 
@@ -154,7 +148,7 @@ def open_feed(config, source: sources.Source, info: Info, seed: int, batch_size:
     batch_size: examples of a batch, over all devices; divisible by them.
     mesh: the devices, one axis.
   """
-  reader, size = Reader(source, info.image_shape), len(source.records)
+  reader, size = Reader(source, info, config.on_error, config.error_limit), len(source.records)
   on_device = config.on_device
   if on_device is None:
     on_device = size * int(np.prod(info.image_shape)) <= config.on_device_limit * 2**20
@@ -165,7 +159,7 @@ def open_feed(config, source: sources.Source, info: Info, seed: int, batch_size:
 def _read(reader, indices) -> dict:
   """A batch of NumPy arrays."""
   rows = [reader(i) for i in indices]
-  return {key: np.stack([row[key] for row in rows]) for key in rows[0]}
+  return reader.checked({key: np.stack([row[key] for row in rows]) for key in rows[0]})
 
 
 def _place(tree, mesh, spec):
@@ -196,22 +190,22 @@ def _padded(size: int, batch_size: int) -> np.ndarray:
 def _resident(reader, size, order, batch_size, workers, mesh) -> Feed:
   """The whole split on the devices; items are indices."""
   whole = _read(reader, range(size))
-  examples = {"image": whole["image"], "label": whole["label"]}
-  resident = jax.device_put(examples, NamedSharding(mesh, P()))
+  instead = reader.stand_ins(size)
+  resident = _place({"image": whole["image"], "label": whole["label"], "mask": whole["mask"]}, mesh, P())
 
   def fetch(resident, item):
-    mask = item["index"] >= 0
+    real = item["index"] >= 0
     at = jnp.maximum(item["index"], 0)
-    batch = {key: jnp.where(mask.reshape(-1, *[1] * (x.ndim - 1)), x[at], 0) for key, x in resident.items()}
-    return batch | {"index": item["index"], "mask": mask.astype(jnp.float32)}
+    batch = {key: jnp.where(real.reshape(-1, *[1] * (x.ndim - 1)), x[at], 0) for key, x in resident.items()}
+    return batch | {"index": item["index"]}
 
-  def train_items(start, counts, most):
+  def train_items(spans, most):
     def make(step, count):
       rows = order.rows(step * batch_size, count * batch_size).reshape(count, batch_size)
-      rows = np.pad(rows, ((0, most - count), (0, 0)))
+      rows = np.pad(instead[rows], ((0, most - count), (0, 0)))
       return _place({"index": _own_rows(rows).astype(np.int32)}, mesh, P(None, *mesh.axis_names))
 
-    return _ahead(make(step, count) for step, count in _steps(start, counts))
+    return _ahead(make(step, count) for step, count in spans)
 
   def eval_items():
     rows = _own_rows(_padded(size, batch_size)).astype(np.int32)
@@ -222,41 +216,47 @@ def _resident(reader, size, order, batch_size, workers, mesh) -> Feed:
   )
 
 
-def _steps(start, counts):
-  """(first step, count) of each dispatch."""
-  for count in counts:
-    yield start, count
-    start += count
-
-
 def _streamed(reader, size, order, batch_size, workers, mesh) -> Feed:
   """Examples read by Grain; items are whole batches."""
+  training = reader.standing_in(size)
 
-  def train_items(start, counts, most):
-    stream = _grain(_Positions(order, batch_size), reader, batch_size, workers, start * batch_size)
+  def train_items(spans, most):
+    with contextlib.ExitStack() as open_streams:
+      stream, at = None, None
 
-    def make(count):
-      batches = [next(stream) for _ in range(count)]
-      batches += [batches[0]] * (most - count)  # never used: the compiled loop stops before them
-      stacked = {key: np.stack([b[key] for b in batches]) for key in batches[0]}
-      return _place(stacked, mesh, P(None, *mesh.axis_names))
+      def make(first, count):
+        nonlocal stream, at
+        if first != at:  # the start, or a step that is left out
+          open_streams.close()
+          start = first * batch_size
+          stream = _grain(_Positions(order, batch_size), training, batch_size, workers, start)
+          open_streams.callback(stream.close)
+        batches = [training.checked(_next(stream)) for _ in range(count)]
+        batches += [batches[0]] * (most - count)  # never used: the compiled loop stops before them
+        stacked = {key: np.stack([b[key] for b in batches]) for key in batches[0]}
+        at = first + count
+        return _place(stacked, mesh, P(None, *mesh.axis_names))
 
-    try:
-      yield from _ahead(make(count) for count in counts)
-    finally:
-      stream.close()
+      yield from _ahead(make(first, count) for first, count in spans)
 
   def eval_items():
-    stream = _grain(_Listed(_padded(size, batch_size).reshape(-1), batch_size), reader, batch_size, workers, 0)
-    try:
-      yield from _ahead(_place(batch, mesh, P(*mesh.axis_names)) for batch in stream)
-    finally:
-      stream.close()
+    rows = _padded(size, batch_size)
+    stream = _grain(_Listed(rows.reshape(-1), batch_size), reader, batch_size, workers, 0)
+    with contextlib.closing(stream):
+      yield from _ahead(_place(reader.checked(_next(stream)), mesh, P(*mesh.axis_names)) for _ in rows)
 
   def fetch(resident, item):
     return item
 
   return Feed(size, {}, fetch, train_items, eval_items, functools.partial(_read, reader))
+
+
+def _next(stream):
+  """The next batch; DataError if it does not come."""
+  try:
+    return next(stream)
+  except Exception as error:  # whatever Grain raises: a worker process has died, or could not start
+    raise DataError(f"reading data failed: {type(error).__name__}: {first_line(error)}") from error
 
 
 class _Positions:

@@ -6,6 +6,7 @@ images with a sub-folder for each class.
 
 import contextlib
 import difflib
+import fcntl
 import importlib
 import io
 import re
@@ -27,11 +28,13 @@ class Source(NamedTuple):
     records: random access; records[i] is {"image": encoded bytes or a path, "label": int}.
     class_names: of the labels 0, 1, ...
     shape: [H, W, C] of the stored images, None where they differ.
+    split: what was asked for.
   """
 
   records: Sequence
   class_names: tuple[str, ...]
   shape: tuple | None
+  split: str
 
 
 def open_source(config, split: str) -> Source:
@@ -60,8 +63,13 @@ def _own(config, tfds):
   if not builder.is_prepared():
     tfds.disable_progress_bar()
     try:
-      with contextlib.redirect_stdout(io.StringIO()):
-        builder.download_and_prepare()
+      Path(folder).mkdir(parents=True, exist_ok=True)
+      with (
+        contextlib.redirect_stdout(io.StringIO()),
+        (Path(folder) / f".{config.name}.lock").open("w") as one_at_a_time,
+      ):
+        fcntl.flock(one_at_a_time, fcntl.LOCK_EX)
+        builder.download_and_prepare()  # which looks again whether another process has done it
     except OSError as error:
       where = f"{str(folder)!r} (config field 'data.data_dir')"
       raise UserError(f"cannot prepare dataset {config.name!r} in {where}: {error}") from None
@@ -70,6 +78,8 @@ def _own(config, tfds):
 
 def _prepared(config, tfds):
   """A TFDS dataset that lies prepared on disk."""
+  if not re.fullmatch(r"\w+(/[\w.+-]+)?(:\d+\.\d+\.\d+)?", config.name, re.ASCII):  # TFDS imports "module:name"
+    raise unknown("dataset", config.name, _names(config, tfds), "(config field 'data.name')")
   try:
     builder = tfds.builder(config.name, data_dir=config.data_dir)
   except tfds.core.DatasetNotFoundError:
@@ -127,7 +137,7 @@ def _tfds(builder, split, name, tfds) -> Source:
     raise UserError(f"dataset {name!r}: {_first_line(error)}") from None
   shape = tuple(features[keys["image"]].shape)
   shape = None if None in shape else shape
-  return Source(_Renamed(records, keys), tuple(features[keys["label"]].names), shape)
+  return Source(_Renamed(records, keys), tuple(features[keys["label"]].names), shape, split)
 
 
 def _feature(builder, ours: str, kind) -> str | None:
@@ -198,7 +208,7 @@ def _folder(config, split) -> Source:
   pairs = pairs[round(begin * len(pairs)) : round(end * len(pairs))]
   if not pairs:
     raise UserError(f"split {split!r} of folder {str(root)!r} holds no images (looked for {' '.join(images.SUFFIXES)})")
-  return Source(_Files(*zip(*pairs)), tuple(classes), None)
+  return Source(_Files(*zip(*pairs)), tuple(classes), None, split)
 
 
 def _slice(split) -> tuple[str, float, float]:

@@ -143,33 +143,56 @@ def resolve(flag, fields: dict, named: bool, workdir: str | None, mode: str) -> 
   return config, folders, changes
 
 
+ONE_PROCESS = ("predict", "export", "preview", "doctor")  # modes that are not for several
+
+
 def run(
-  mode: str, config: base.Config, folders: list[str], changes: dict, inputs: list[str], checkpoint: str, cache: bool
+  mode: str,
+  config: base.Config,
+  folders: list[str],
+  changes: dict,
+  inputs: list[str],
+  checkpoint: str,
+  cache: bool,
+  joined: tuple | None = None,
 ):
   """Does what a command line asks for and says where the results lie.
 
   Args:
-    mode: train, eval, predict, export or preview.
+    mode: train, eval, predict, export, preview or doctor.
     config: for train and preview; the other modes take the workdir's, with `changes`.
     folders: workdirs.
     changes: overridden config fields.
     inputs: image files and folders for predict.
     checkpoint: latest, best or a step.
     cache: keep compiled code between starts.
+    joined: arguments of `processes.start` for one of several processes.
   """
+  if joined and mode in ONE_PROCESS:
+    raise UserError(f"--mode={mode} is for one process; leave out --distributed")
   import jax
   from absl import logging
 
-  from flaxonomy.train import compile_cache
+  from flaxonomy.train import compile_cache, processes
 
   logging.set_verbosity(logging.ERROR)
   jax.config.update("jax_num_cpu_devices", config.train.cpu_devices)
+  if joined:
+    processes.start(*joined)
   saved = compile_cache.enable() if cache else None
-  does = {"train": _train, "eval": _eval, "predict": _predict, "export": _export, "preview": _preview}[mode]
-  last = does(config, folders, changes, inputs, checkpoint)
-  if saved and saved.seconds >= 0.5:
-    print(f"compilation cache: {saved.seconds:.1f} s of compilation saved", file=sys.stderr, flush=True)
-  print(last)
+  modes = {"train": _train, "eval": _eval, "predict": _predict, "export": _export, "preview": _preview}
+  last = (modes | {"doctor": _doctor})[mode](config, folders, changes, inputs, checkpoint)
+  if processes.first():
+    if saved and saved.seconds >= 0.5:
+      print(f"compilation cache: {saved.seconds:.1f} s of compilation saved", file=sys.stderr, flush=True)
+    print(last)
+
+
+def leave(code: int) -> None:
+  """Ends one of several processes; see `processes.leave`."""
+  from flaxonomy.train import processes
+
+  processes.leave(code)
 
 
 def _train(config, folders, changes, inputs, checkpoint):
@@ -218,3 +241,9 @@ def _preview(config, folders, changes, inputs, checkpoint):
   from flaxonomy.train import inference
 
   return f"what the model will see: {inference.preview(config, folders[0])}"
+
+
+def _doctor(config, folders, changes, inputs, checkpoint):
+  from flaxonomy.train import doctor
+
+  return doctor.examine(config, folders[0])

@@ -14,8 +14,8 @@ from jax.sharding import PartitionSpec as P
 
 from flaxonomy.configs import base
 from flaxonomy.data import images, pipeline
-from flaxonomy.errors import UserError, unknown
-from flaxonomy.train import checkpoint, figures, loop, report, step, tasks, workdir
+from flaxonomy.errors import UserError
+from flaxonomy.train import checkpoint, evaluation, figures, loop, processes, report, step, tasks, workdir
 from flaxonomy.train.sharding import DATA
 from flaxonomy.train.step import State, Task
 
@@ -42,6 +42,7 @@ def load(path: str | Path, mesh, which: str = "latest", changes: dict | None = N
 
   Raises:
     UserError: no run there, no such checkpoint, or one of another architecture.
+    DataError: the checkpoint is damaged; "latest" takes the newest that is not.
   """
   folder = workdir.absolute(path)
   config = base.override(workdir.load_config(folder), changes or {})
@@ -49,13 +50,7 @@ def load(path: str | Path, mesh, which: str = "latest", changes: dict | None = N
   task = tasks.build(config, info, mesh.size)
   saves = checkpoint.Checkpoints(folder, best=config.train.best_metric or task.best, read_only=True)
   try:
-    known = {str(s): s for s in saves.steps()}
-    if not known:
-      raise UserError(f"workdir {str(folder)!r} holds no checkpoint yet; train it with --workdir={path}")
-    named = {"latest": saves.steps()[-1], "best": saves.best_step()}
-    if which not in known | named:
-      raise unknown(f"checkpoint of {str(folder)!r}:", which, [*named, *known], "(--checkpoint)")
-    at = (known | named)[which]
+    at = saves.choose(which)
     state, _ = saves.restore(at, loop.abstract_state(task, mesh))
   finally:
     saves.close()
@@ -91,15 +86,15 @@ def evaluate(paths: list[str], which: str = "latest", changes: dict | None = Non
   if len(runs) > 1 and first.task.table is None:
     raise UserError(f"no ensemble: what task {first.config.task!r} makes cannot be averaged")
   feed = loop.open_test(first.config, mesh, first.info)
-  function = loop.eval_function([run.task for run in runs], feed, mesh)
-  found = loop.evaluate(function, first.task, feed, [run.state for run in runs])
-  name = loop.split_name(first.config)
+  function = evaluation.eval_function([run.task for run in runs], feed, mesh)
+  found = evaluation.evaluate(function, first.task, feed, [run.state for run in runs])
+  name = evaluation.split_name(first.config)
   result = {
     "metrics": {f"{name}_{k}": float(v) for k, v in found.metrics.items()},
     "steps": [run.step for run in runs],
     "workdirs": [str(run.folder) for run in runs],
   }
-  if len(runs) == 1:
+  if len(runs) == 1 and processes.first():
     folder = first.folder / "evaluation"
     folder.mkdir(exist_ok=True)
     report.save_figures(folder, first.task.pictures(found.batch, found.outputs, found.sums))

@@ -4,13 +4,14 @@
 outside its arguments, so that a second call in a process gives what a fresh process gives, bit for bit.
 """
 
-import contextlib
 import copy
+import functools
 import json
-import re
+import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 import jax
 import numpy as np
@@ -19,13 +20,13 @@ from jax.sharding import PartitionSpec as P
 
 from flaxonomy.configs import base
 from flaxonomy.data import pipeline
-from flaxonomy.errors import UserError, unknown
-from flaxonomy.train import checkpoint, report, step, tasks
+from flaxonomy.errors import DataError, Preempted, UserError, unknown
+from flaxonomy.train import checkpoint, evaluation, numbers, processes, report, step, tasks
 from flaxonomy.train import workdir as workdirs
+from flaxonomy.train.log import Log
 from flaxonomy.train.sharding import DATA
 from flaxonomy.train.step import State, Task
-
-PICTURED = 40  # examples shown in pictures
+from flaxonomy.train.watch import Watch
 
 
 def run(config: base.Config, workdir: str | Path, *, quiet: bool = False) -> dict:
@@ -40,7 +41,8 @@ def run(config: base.Config, workdir: str | Path, *, quiet: bool = False) -> dic
     {"metrics": {"test_accuracy": float, ...}, "step": int, "seconds": float, "config": dict}, also in result.json.
 
   Raises:
-    UserError: anything the user can mend; nothing is written then.
+    UserError: anything the user can mend; what is found before the first step leaves everything as it was.
+    Preempted: SIGTERM or SIGINT stopped it; the same call goes on.
   """
   began = time.monotonic()
   config = base.validate(copy.deepcopy(config))
@@ -48,10 +50,15 @@ def run(config: base.Config, workdir: str | Path, *, quiet: bool = False) -> dic
   workdirs.check(folder, config)
   if (result := workdirs.finished(folder, config.train.steps)) is not None:
     return result
-  session = prepare(config)
-  workdirs.check_data(folder, session.info)
-  workdirs.create(folder, config, session.info)
-  return _train(session, folder, began, quiet)
+  with workdirs.lock(folder), Watch(functools.partial(workdirs.ended, folder)) as watch:
+    workdirs.check(folder, config)
+    session = processes.agree(lambda: prepare(config))
+    workdirs.check_data(folder, session.info)
+    processes.together(lambda: workdirs.create(folder, config, session.info))
+    with workdirs.ending(folder):
+      result = _train(session, folder, began, quiet, watch)
+    workdirs.ended(folder, 0, "", result["step"])
+    return result
 
 
 class Session(NamedTuple):
@@ -126,6 +133,8 @@ def make_mesh(count: int | None = None) -> Mesh:
     UserError: there are fewer.
   """
   devices = jax.devices()
+  if jax.process_count() > 1 and count not in (None, len(devices)):
+    raise UserError(f"config field 'train.devices' must be None with several processes: all {len(devices)} are used")
   if count and count > len(devices):
     raise UserError(f"config field 'train.devices' is {count}, but there are {len(devices)} devices")
   return Mesh(np.array(devices[:count]), (DATA,))
@@ -134,62 +143,9 @@ def make_mesh(count: int | None = None) -> Mesh:
 def train_function(session: Session, most: int):
   """Compiled (state, resident, items, count) -> (state, metrics [most]); see `step.many`."""
   specs = session.task.specs
-  many = step.many(session.task.train_step, session.train.fetch, most)
+  guarded = numbers.guarded(session.task.train_step, session.config.train.on_nan == "skip")
+  many = step.many(guarded, session.train.fetch, most)
   return step.pmapped(many, session.mesh, (specs, P(), P(None, DATA), P()), (specs, P()), donate=True)
-
-
-def eval_function(members: list[Task], feed: pipeline.Feed, mesh: Mesh):
-  """Compiled (states, resident, item) -> (sums, outputs [B, ...]); outputs are averaged over the members."""
-
-  def evaluate(states, resident, item):
-    batch = feed.fetch(resident, item)
-    outputs = [task.predict_step(state, batch) for task, state in zip(members, states)]
-    outputs = jax.tree.map(lambda *x: sum(x) / len(x), *outputs)
-    return jax.lax.psum(members[0].score(outputs, batch), DATA), outputs
-
-  return step.pmapped(evaluate, mesh, (P(), P(), P(DATA)), (P(), P(DATA)))
-
-
-class Evaluation(NamedTuple):
-  """Metrics over a split, and what its first examples became."""
-
-  metrics: dict[str, float]
-  sums: dict
-  batch: dict
-  outputs: dict
-
-
-def evaluate(function, task: Task, feed: pipeline.Feed, states: list[State]) -> Evaluation:
-  """Evaluates states, as an ensemble if several, on every example of a split exactly once.
-
-  Args:
-    function: from `eval_function`.
-    task: the first member given to it.
-    feed: as given to it.
-    states: one or more.
-  """
-  states = [state.replace(opt_state=None) for state in states]
-  sums, first = [], None
-  for item in feed.eval_items():
-    part, outputs = function(states, feed.resident, item)
-    sums.append(part)
-    first = outputs if first is None else first
-  total = jax.tree.map(lambda *x: np.sum(x, axis=0, dtype=np.float64), *jax.device_get(sums))
-  shown = min(PICTURED, feed.size)
-  outputs = {key: local_rows(x)[:shown] for key, x in first.items()}
-  return Evaluation(task.metrics(total), total, feed.read(range(len(next(iter(outputs.values()))))), outputs)
-
-
-def local_rows(x: jax.Array) -> np.ndarray:
-  """This process's rows of an array split along its first axis."""
-  shards = {s.index[0].start or 0: s.data for s in x.addressable_shards}
-  return np.concatenate([np.asarray(shards[start]) for start in sorted(shards)])
-
-
-def split_name(config: base.Config) -> str:
-  """What metrics of the evaluation split are called: its name; "validation" for a part of the training split."""
-  name = re.match(r"\w*", config.data.eval_split)[0]
-  return "validation" if name == re.match(r"\w*", config.data.train_split)[0] else name
 
 
 def initial_state(session: Session) -> State:
@@ -212,140 +168,174 @@ def steps_per_dispatch(config: base.Config) -> int:
   return 1 if jax.default_backend() == "cpu" else 16
 
 
-def _train(session: Session, folder: Path, began: float, quiet: bool) -> dict:
+class _Run(NamedTuple):
+  """What a run works with from its first step to its last."""
+
+  session: Session
+  folder: Path
+  saves: checkpoint.Checkpoints
+  watch: Watch
+  health: numbers.Health
+  train: Callable
+  test: Callable
+  seconds: Callable[[], float]
+  quiet: bool
+
+
+def _train(session: Session, folder: Path, began: float, quiet: bool, watch: Watch) -> dict:
   """From the newest checkpoint, or the start, to the last step and its report."""
-  config, task, steps = session.config, session.task, session.config.train.steps
-  eval_every = config.train.eval_every or max(1, steps // 10)
-  save_every = config.train.checkpoint_every or eval_every
-  most = steps_per_dispatch(config)
+  config, task = session.config, session.task
   best = config.train.best_metric or task.best
-  saves, log = checkpoint.Checkpoints(folder, config.train.keep_last, config.train.keep_best, best), None
+  saves = checkpoint.Checkpoints(folder, config.train.keep_last, config.train.keep_best, best)
   try:
-    state, at, spent = _start(session, saves)
-    log = _Log(session, folder, at, quiet)
-    train, test = train_function(session, most), eval_function([task], session.test, session.mesh)
-    counts = list(_counts(at, steps, most, (eval_every, save_every)))
-    elapsed = lambda: spent + time.monotonic() - began
-    for count, items in zip(counts, session.train.train_items(at, iter(counts), most)):
-      state, made = train(state, session.train.resident, items, np.int32(count))
-      log.push(at, count, made)
-      at += count
-      if at % eval_every == 0 or at == steps:
-        with log.pause():
-          log.evaluated(at, evaluate(test, task, session.test, [state]))
-      if at % save_every == 0 or at == steps:
-        position = {"next_position": at * config.data.batch_size, "batch_size": config.data.batch_size}
-        with log.pause():
-          saves.save(at, state, position | {"seconds": elapsed()}, base.to_dict(config), log.metrics_at(at))
-    if not log.metrics_at(at):  # stopped between the last checkpoint and the report
-      log.evaluated(at, evaluate(test, task, session.test, [state]))
-    saves.wait()
-    name = split_name(config)
-    metrics = {f"{name}_{k}": v for k, v in log.metrics_at(at).items()}
-    result = {"metrics": metrics, "step": at, "seconds": elapsed(), "config": base.to_dict(config)}
-    result = json.loads(json.dumps(result))  # what result.json will be read back as
-    log.finish(result)
-    return result
+    state, at, known = _start(session, saves)
+    health = numbers.Health(
+      config.train.on_nan, config.train.nan_limit, config.data.batch_size, state, known.get("bad_steps", ())
+    )
+    train = train_function(session, steps_per_dispatch(config))
+    test = evaluation.eval_function([task], session.test, session.mesh)
+    seconds = lambda: known.get("seconds", 0.0) + time.monotonic() - began
+    run = _Run(session, folder, saves, watch, health, train, test, seconds, quiet)
+    while True:
+      try:
+        return _stretch(run, state, at)
+      except numbers.Rollback:
+        saves.poll(wait=True)
+        state, at, _ = _start(session, saves)
   finally:
-    if log:
-      log.close()
     saves.close()
 
 
-def _start(session: Session, saves: checkpoint.Checkpoints) -> tuple[State, int, float]:
-  """(state, its step, seconds spent on it): from the newest checkpoint, else from the seed."""
-  if not saves.steps():
-    return initial_state(session), 0, 0.0
-  state, position = saves.restore(saves.steps()[-1], abstract_state(session.task, session.mesh))
-  return state, position["next_position"] // position["batch_size"], position["seconds"]
+def _start(session: Session, saves: checkpoint.Checkpoints) -> tuple[State, int, dict]:
+  """(state, its step, what was saved beside it): from the newest whole checkpoint, else from the seed."""
+  newest = saves.newest()
+  if newest is None:
+    state, at, position = initial_state(session), 0, {}
+  else:
+    state, position = saves.restore(newest, abstract_state(session.task, session.mesh))
+    at = position["next_position"] // position["batch_size"]
+  saves.forget(at)
+  return state, at, position
 
 
-def _counts(at: int, steps: int, most: int, every: tuple[int, ...]):
-  """Steps of each dispatch: at most `most`, never past a multiple of one of `every` or the end."""
+def _stretch(run: _Run, state: State, at: int) -> dict:
+  """Steps from `at` to the last one, and the result.
+
+  Raises:
+    Preempted: a signal came; the state is saved.
+    numbers.Rollback: the numbers went bad, and the last checkpoint is to be taken up again.
+  """
+  config = run.session.config
+  steps, most = config.train.steps, steps_per_dispatch(config)
+  eval_every = config.train.eval_every or max(1, steps // 10)
+  save_every = config.train.checkpoint_every or eval_every
+  newest = lambda: max(run.saves.steps(), default=None)
+  see = lambda step, bad, row: run.health.see(step, bad, row, newest)
+  due = lambda at: at > 0 and (at % eval_every == 0 or at == steps)
+  spans = list(_spans(at, steps, most, (eval_every, save_every), run.health.left_out))
+  items = run.session.train.train_items((span for span in spans if span[1]), most)
+  log = Log(run.session, run.folder, at, at in run.saves.metrics, run.quiet, see)
+  try:
+    whole = not due(at) or at in run.saves.metrics or _measure(run, log, state, at)
+    for first, count in spans if whole else ():
+      if run.watch.stop():
+        break
+      if count:
+        state, made = run.train(state, run.session.train.resident, log.wait(items), np.int32(count))
+        log.push(first, count, made)
+      else:
+        state = _pass(state)
+      at = first + max(count, 1)
+      run.watch.beat()
+      run.saves.poll()
+      if at % save_every == 0 or at == steps:
+        _save(run, log, state, at)
+      if due(at) and not _measure(run, log, state, at):
+        break
+    if at == steps and at in run.saves.metrics:
+      return _finish(run, log, at)
+    return _stop(run, log, state, at)
+  except DataError:
+    if run.watch.signum is None:
+      raise
+    return _stop(run, log, state, at)  # a worker process got the signal first
+  finally:
+    items.close()
+    log.close()
+
+
+def _spans(at: int, steps: int, most: int, every: tuple[int, ...], left_out):
+  """(first step, steps) of each dispatch; a step that is left out is a span of 0.
+
+  Args:
+    at: steps made.
+    steps: of the whole run.
+    most: steps of a dispatch.
+    every: no dispatch goes past a multiple of one of them.
+    left_out: steps counted from 1.
+  """
+  left_out = {step - 1 for step in left_out}
   while at < steps:
     count = min([most, steps - at, *(e - at % e for e in every)])
-    yield count
-    at += count
+    count = next((i for i in range(count) if at + i in left_out), count) if left_out else count
+    yield at, count
+    at += max(count, 1)
 
 
-class _Log:
-  """The run's writing side: rows, progress line, pictures. Only the first process writes.
-
-  Metrics of a dispatch are read when the next one has been sent off, so the devices never wait for Python.
-  """
-
-  def __init__(self, session: Session, folder: Path, at: int, quiet: bool):
-    self._session, self._folder = session, folder
-    self._config, self._name = session.config.train, split_name(session.config)
-    self._pending, self._metrics = None, (-1, {})
-    self._rows = self._progress = None
-    if jax.process_index() == 0:
-      self._rows = report.Metrics(folder, at, self._config.tensorboard)
-      if not quiet:
-        self._progress = report.Progress(self._config.steps, at, session.config.data.batch_size)
-        self._progress.say(_greeting(session, at, folder))
-
-  def push(self, first: int, count: int, metrics: dict) -> None:
-    """Takes the metrics [most] of a dispatch and writes those of the one before."""
-    self._flush()
-    self._pending = (first, count, metrics)
-
-  def _flush(self):
-    if self._pending is None or self._rows is None:
-      return
-    first, count, metrics = self._pending
-    self._pending = None
-    metrics = jax.device_get(metrics)
-    for i in range(count):
-      at = first + i + 1
-      row = {name: float(values[i]) for name, values in metrics.items()}
-      if at % self._config.log_every == 0 or at == self._config.steps:
-        self._rows.write(at, "train", row)
-    if self._progress:
-      self._progress.update(first + count, row)
-
-  def evaluated(self, at: int, found: Evaluation) -> None:
-    """Writes an evaluation's metrics and pictures."""
-    self._flush()
-    self._metrics = (at, {k: float(v) for k, v in found.metrics.items()})
-    if self._rows is None:
-      return
-    self._rows.write(at, self._name, self._metrics[1])
-    report.save_figures(self._folder, self._session.task.pictures(found.batch, found.outputs, found.sums))
-    if self._progress:
-      values = "  ".join(f"{k} {v:.4f}" for k, v in self._metrics[1].items())
-      self._progress.say(f"step {at}/{self._config.steps}  {self._name}: {values}")
-
-  def metrics_at(self, at: int) -> dict[str, float]:
-    """The evaluation made at a step, or {}."""
-    return self._metrics[1] if self._metrics[0] == at else {}
-
-  def pause(self):
-    """A context that the progress line does not count as training."""
-    self._flush()
-    return self._progress.pause() if self._progress else contextlib.nullcontext()
-
-  def finish(self, result: dict) -> None:
-    """Writes the report."""
-    if self._rows is not None:
-      self.close()
-      report.finish(self._folder, result)
-
-  def close(self) -> None:
-    """Closes the rows."""
-    if self._rows is not None:
-      self._rows.close()
+@functools.partial(jax.jit, donate_argnums=0)
+def _pass(state: State) -> State:
+  """The state with one more step counted and none made."""
+  return state.replace(step=state.step + 1)
 
 
-def _greeting(session: Session, at: int, folder: Path) -> str:
-  config, devices = session.config, session.mesh.devices.flatten()
-  state = jax.eval_shape(session.task.init, jax.random.PRNGKey(0))
-  params = sum(x.size for x in jax.tree.leaves(state.params))
-  shape = " x ".join(map(str, session.info.image_shape))
-  sizes = f"{session.train.size:,} + {session.test.size:,} examples of {shape}"
-  kept = "on the devices" if session.train.resident else "streamed"
-  start = f"resuming at step {at}" if at else "from the start"
-  return (
-    f"{config.model.name} ({params:,} parameters) on {config.data.name} ({sizes}, {kept}), "
-    f"{len(devices)} x {devices[0].device_kind}, {start}, in {folder}"
-  )
+def _measure(run: _Run, log: Log, state: State, at: int) -> bool:
+  """Evaluates; False if a signal came first."""
+  session = run.session
+  log.flush()
+  with log.pause(), run.watch.rest():
+    found = evaluation.evaluate(run.test, session.task, session.test, [state], run.watch.stop)
+    if found is None:
+      return False
+    metrics = {name: float(value) for name, value in found.metrics.items()}
+    log.evaluated(at, found._replace(metrics=metrics))
+    run.saves.measured(at, metrics)
+  return True
+
+
+def _save(run: _Run, log: Log, state: State, at: int) -> bool:
+  """Starts a checkpoint; False if it could not be written."""
+  log.flush()  # a state after a bad step is judged before it is saved
+  size = run.session.config.data.batch_size
+  position = {"next_position": at * size, "batch_size": size, "seconds": run.seconds()}
+  with log.pause(), run.watch.rest():
+    position["bad_steps"] = run.health.bad_steps
+    return run.saves.save(at, state, position, base.to_dict(run.session.config))
+
+
+def _finish(run: _Run, log: Log, at: int) -> dict:
+  """Waits for the last checkpoint and writes the report."""
+  with run.watch.rest():
+    run.saves.poll(wait=True)
+    if at not in run.saves.steps():
+      raise UserError(f"the last checkpoint could not be written to {str(run.folder)!r}; make room and go on")
+    name = evaluation.split_name(run.session.config)
+    metrics = {f"{name}_{key}": value for key, value in run.saves.metrics[at].items()}
+    result = {"metrics": metrics, "step": at, "seconds": run.seconds(), "config": base.to_dict(run.session.config)}
+    result = json.loads(json.dumps(result))  # what result.json will be read back as
+    if processes.first():
+      log.close()
+      report.finish(run.folder, result)
+    return result
+
+
+def _stop(run: _Run, log: Log, state: State, at: int) -> NoReturn:
+  """Saves, and raises Preempted."""
+  name = signal.Signals(run.watch.signum).name
+  if at > 0:
+    _save(run, log, state, at)
+    run.saves.poll(wait=True)
+  saved = max(run.saves.steps(), default=None)
+  where = "before the first step" if at == 0 else f"at step {at} of {run.session.config.train.steps}"
+  kept = "nothing was saved yet" if saved is None else f"saved at step {saved}"
+  log.saved(saved or 0)
+  raise Preempted(f"stopped by {name} {where}, {kept}; the same line goes on", run.watch.signum) from None

@@ -5,6 +5,7 @@ import contextlib
 import html
 import importlib.util
 import json
+import math
 import os
 import sys
 import time
@@ -24,12 +25,20 @@ def write_text(path: Path, text: str) -> None:
 class Metrics:
   """Rows of numbers by step: metrics.jsonl, which is the truth, and TensorBoard events beside it."""
 
-  def __init__(self, workdir: Path, resume_step: int, tensorboard: bool | None):
-    """Opens the log; rows after `resume_step`, written by a run that went further before it died, are dropped."""
+  def __init__(self, workdir: Path, resume_step: int, tensorboard: bool | None, again: tuple[int, str] | None = None):
+    """Opens the log; rows after `resume_step`, written by a run that went further before it died, are dropped.
+
+    Args:
+      workdir: of the run.
+      resume_step: steps made.
+      tensorboard: as `wants_tensorboard`.
+      again: (step, split) of a row that will be written again, and is dropped.
+    """
     self._path = workdir / "metrics.jsonl"
-    kept = [json.dumps(row) for row in read_metrics(workdir) if row["step"] <= resume_step]
-    write_text(self._path, "".join(line + "\n" for line in kept))
-    self._file = self._path.open("a")
+    rows = [row for row in read_metrics(workdir) if row["step"] <= resume_step and (row["step"], row["split"]) != again]
+    write_text(self._path, "".join(json.dumps(row) + "\n" for row in rows))
+    self._file = self._path.open("ab", buffering=0)
+    self._waiting = b""
     self._events = None
     if wants_tensorboard(tensorboard):
       from tensorboardX import SummaryWriter
@@ -37,18 +46,31 @@ class Metrics:
       self._events = SummaryWriter(str(workdir / "tensorboard"), purge_step=resume_step + 1)
 
   def write(self, step: int, split: str, values: dict[str, float]) -> None:
-    """Appends a row; it is in the file when this returns."""
-    self._file.write(json.dumps({"step": step, "split": split} | values) + "\n")
-    self._file.flush()
+    """Appends a row; it is in the file when this returns. What is not finite is null.
+
+    Raises:
+      OSError: there is no room; the row is kept and written with the next.
+    """
+    told = {name: value if math.isfinite(value) else None for name, value in values.items()}
+    self._waiting += json.dumps({"step": step, "split": split} | told).encode() + b"\n"
     if self._events:
       for name, value in values.items():
         self._events.add_scalar(f"{split}/{name}", value, step)
+    self._flush()
+
+  def _flush(self):
+    while self._waiting:  # a disk that is nearly full takes a part
+      self._waiting = self._waiting[self._file.write(self._waiting) :]
 
   def close(self) -> None:
     """Flushes and closes the files."""
-    self._file.close()
-    if self._events:
-      self._events.close()
+    try:
+      if not self._file.closed:
+        self._flush()
+    finally:
+      self._file.close()
+      if self._events:
+        self._events.close()
 
 
 def wants_tensorboard(tensorboard: bool | None) -> bool:
@@ -70,10 +92,11 @@ def read_metrics(workdir: Path) -> list[dict]:
   """The rows of metrics.jsonl; a last line cut off by a crash is left out."""
   path = workdir / "metrics.jsonl"
   rows = []
-  for line in path.read_text().splitlines() if path.exists() else []:
+  for line in path.read_text(errors="replace").splitlines() if path.exists() else []:
     try:
-      rows.append(json.loads(line))
-    except json.JSONDecodeError:
+      row = json.loads(line)
+      rows.append(row | {"step": int(row["step"]), "split": str(row["split"])})
+    except (ValueError, TypeError, KeyError, RecursionError):
       break
   return rows
 
@@ -98,6 +121,7 @@ class Progress:
     self._mark = (start, time.monotonic())
     self._shown = time.monotonic() if not self._live else 0.0
     self._rate = None
+    self.waited = 0.0  # seconds for data since the last line
 
   def update(self, step: int, metrics: dict[str, float]) -> None:
     """Shows the state after `step` if it is time to."""
@@ -108,11 +132,14 @@ class Progress:
     if done:
       rate = done / since
       self._rate = rate if self._rate is None else 0.7 * self._rate + 0.3 * rate
+    waited, self.waited = self.waited / max(since, 1e-9), 0.0
     self._mark, self._shown = (step, now), now
     parts = [f"step {step}/{self._steps}"]
     parts += [f"{name} {metrics[name]:.4f}" for name in ("loss", "accuracy") if name in metrics]
     if self._rate:
       parts += [f"{self._rate * self._batch:,.0f} examples/s", f"{_duration((self._steps - step) / self._rate)} left"]
+    if waited > 0.05:
+      parts.append(f"data wait {waited:.0%}")
     self._print("  ".join(parts))
 
   @contextlib.contextmanager

@@ -1,11 +1,17 @@
-"""The folder of a run: its config, what is known of its data, and whether it may be written to."""
+"""The folder of a run: its config, what is known of its data, who works in it, and how it stands."""
 
+import contextlib
+import datetime
+import fcntl
 import json
+import os
+import socket
 from pathlib import Path
 
 from flaxonomy.configs import base
 from flaxonomy.data.pipeline import Info
-from flaxonomy.errors import UserError
+from flaxonomy.errors import BusyError, Preempted, UserError
+from flaxonomy.train import processes
 from flaxonomy.train.report import write_text
 
 # What may differ when a run is resumed: how long and how often, where the data lies, and on what it runs.
@@ -13,12 +19,23 @@ RESUMABLE = {
   "train.steps", "train.eval_every", "train.checkpoint_every", "train.log_every", "train.keep_last", "train.keep_best",
   "train.best_metric", "train.tensorboard", "train.devices", "train.cpu_devices",
   "train.steps_per_dispatch", "data.data_dir", "data.workers", "data.on_device", "data.on_device_limit",
-  "data.eval_batch_size",
+  "data.eval_batch_size", "data.on_error", "data.error_limit", "train.on_nan", "train.nan_limit",
 }  # fmt: skip
+_NO_RUN = {"preview.png", ".lock"}  # may lie in a folder without making it a run
+_STATES = {0: "finished", 130: "preempted", 143: "preempted"}  # by exit code; every other is "failed"
 
 
 def absolute(workdir: str | Path) -> Path:
-  """The folder's absolute path, with ~ expanded; checkpoints need it."""
+  """The folder's absolute path, with ~ expanded; checkpoints need it.
+
+  Raises:
+    UserError: a bucket's address, which is no path.
+  """
+  if "://" in str(workdir):
+    raise UserError(
+      f"workdir {str(workdir)!r} is not a path; mount the bucket (gcsfuse BUCKET /mnt/bucket) and type "
+      "--workdir=/mnt/bucket/..."
+    )
   return Path(workdir).expanduser().absolute()
 
 
@@ -33,7 +50,7 @@ def check(workdir: Path, config: base.Config) -> None:
   if not workdir.is_dir():
     raise UserError(f"workdir {str(workdir)!r} is a file; type another --workdir")
   if not (workdir / "config.json").exists():
-    if any(path.name != "preview.png" for path in workdir.iterdir()):
+    if {path.name for path in workdir.iterdir()} - _NO_RUN:
       raise UserError(f"workdir {str(workdir)!r} holds files but no run (no config.json); type another --workdir")
     return
   there, here = base.flatten(load_config(workdir)), base.flatten(config)
@@ -47,13 +64,108 @@ def check(workdir: Path, config: base.Config) -> None:
 
 
 def create(workdir: Path, config: base.Config, info: Info) -> None:
-  """Makes the folder and writes config.json and data.json."""
+  """Writes config.json and data.json."""
   try:
-    workdir.mkdir(parents=True, exist_ok=True)
     write_text(workdir / "data.json", json.dumps(info._asdict(), indent=2) + "\n")
     write_text(workdir / "config.json", json.dumps(base.to_dict(config), indent=2) + "\n")
   except OSError as error:
-    raise UserError(f"cannot write to workdir {str(workdir)!r}: {error.strerror}") from None
+    raise _unwritable(workdir, error) from None
+
+
+def _unwritable(workdir, error) -> UserError:
+  return UserError(f"cannot write to workdir {str(workdir)!r}: {error.strerror}")
+
+
+@contextlib.contextmanager
+def lock(workdir: Path):
+  """A context in which this run alone may write to the folder, which is made if it does not exist.
+
+  The kernel lets go of the lock however the process ends. A folder made here is removed again if the run fails before
+  it leaves anything in it.
+
+  Raises:
+    BusyError: another run is at work there; it is named.
+    UserError: the folder cannot be made or written to.
+  """
+  made = [path for path in (workdir, *workdir.parents) if not path.exists()]
+  held = []
+  processes.together(lambda: held.append(_acquire(workdir)))
+  try:
+    yield
+  finally:
+    if held:
+      if made and {path.name for path in workdir.iterdir()} <= {".lock"}:
+        (workdir / ".lock").unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # others may have put something there
+          for path in made:
+            path.rmdir()
+      held[0].close()
+
+
+def _acquire(workdir):
+  """The open, locked file."""
+  path = workdir / ".lock"
+  try:
+    workdir.mkdir(parents=True, exist_ok=True)
+    file = path.open("a+")
+    try:
+      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+      file.seek(0)
+      holder = file.read().strip() or "another process"
+      file.close()
+      raise BusyError(
+        f"workdir {str(workdir)!r} is in use by {holder}; wait for it, stop it, or type another --workdir"
+      ) from None
+    file.truncate(0)
+    file.write(f"{socket.gethostname()} process {os.getpid()} since {_now()}\n")
+    file.flush()
+    return file
+  except OSError as error:
+    raise _unwritable(workdir, error) from None
+
+
+def _now() -> str:
+  return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+
+
+def status(workdir: Path, state: str, step: int | None = None, exit_code: int | None = None, reason: str = "") -> None:
+  """Writes status.json, by which others see how the run stands.
+
+  Args:
+    workdir: of the run.
+    state: running, finished, preempted or failed.
+    step: the newest that is known; None: the one that status.json has.
+    exit_code: of a run that has ended.
+    reason: one line.
+  """
+  if not processes.first():
+    return
+  path = workdir / "status.json"
+  if step is None:
+    step = _read(path).get("step", 0) if path.exists() else 0
+  told = {"state": state, "step": step, "exit_code": exit_code, "reason": reason}
+  told |= {"host": socket.gethostname(), "pid": os.getpid(), "time": _now()}
+  write_text(path, json.dumps(told, indent=2) + "\n")
+
+
+def ended(workdir: Path, exit_code: int, reason: str, step: int | None = None) -> None:
+  """Writes status.json for a run that ends with a code; if it cannot be written, nothing more can be done."""
+  with contextlib.suppress(OSError, UserError):
+    status(workdir, _STATES.get(exit_code, "failed"), step, exit_code, reason)
+
+
+@contextlib.contextmanager
+def ending(workdir: Path):
+  """A context whose exceptions are noted in status.json."""
+  try:
+    yield
+  except (UserError, Preempted) as error:
+    ended(workdir, error.exit_code, str(error))
+    raise
+  except BaseException as error:
+    ended(workdir, 1, f"{type(error).__name__}: {error}")
+    raise
 
 
 def check_data(workdir: Path, info: Info) -> None:
@@ -88,9 +200,12 @@ def load_config(workdir: Path) -> base.Config:
 def _read(path: Path) -> dict:
   """A JSON file of the workdir; UserError if it is missing or damaged."""
   try:
-    return json.loads(path.read_text())
-  except (OSError, json.JSONDecodeError) as error:
+    found = json.loads(path.read_text())
+  except (OSError, ValueError, RecursionError) as error:
     raise UserError(f"{str(path)!r} is damaged or cannot be read: {error}") from None
+  if not isinstance(found, dict):
+    raise UserError(f"{str(path)!r} is damaged: it holds no object")
+  return found
 
 
 def load_info(workdir: Path) -> Info:
@@ -112,4 +227,7 @@ def finished(workdir: Path, steps: int) -> dict | None:
   if not path.exists():
     return None
   result = _read(path)
-  return result if result["step"] >= steps else None
+  try:
+    return result if result["step"] >= steps and result["metrics"] else None
+  except (KeyError, TypeError):
+    raise UserError(f"{str(path)!r} is damaged; remove it to go on from the newest checkpoint") from None

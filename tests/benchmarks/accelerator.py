@@ -69,7 +69,7 @@ def losses(config, device, steps=10):
   """Losses of the first steps on a device."""
   session = prepare(config, device)
   state, function, found = loop.initial_state(session), loop.train_function(session, 1), []
-  for items in session.train.train_items(0, iter([1] * steps), 1):
+  for items in session.train.train_items(((i, 1) for i in range(steps)), 1):
     state, metrics = function(state, session.train.resident, items, np.int32(1))
     found.append(float(metrics["loss"][0]))
   return np.array(found)
@@ -91,7 +91,7 @@ def speed(config, device, most, steps):
   state, function = loop.initial_state(session), loop.train_function(session, most)
   counts = [most] * max(2, steps // most)
   began = None
-  for items in session.train.train_items(0, iter([most, *counts]), most):
+  for items in session.train.train_items(((i * most, most) for i in range(1 + len(counts))), most):
     state, metrics = function(state, session.train.resident, items, np.int32(most))
     if began is None:
       jax.block_until_ready(metrics)

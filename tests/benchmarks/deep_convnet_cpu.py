@@ -221,7 +221,7 @@ def bare_rounds(loop, session, step, most):
   import jax
 
   state, count = loop.initial_state(session), np.int32(most)
-  item = next(session.train.train_items(0, iter([most]), most))
+  item = next(session.train.train_items([(0, most)], most))
 
   def bare(dispatches):
     nonlocal state

@@ -29,6 +29,11 @@ def feed_of(split=SPLIT, batch_size=BATCH, devices=2, seed=3, **fields):
   return pipeline.open_feed(config, source, info, seed, batch_size, mesh), info, mesh
 
 
+def spans(counts, first=0):
+  """(first step, count) of dispatches that follow one another."""
+  return list(zip(itertools.accumulate([first, *counts]), counts))
+
+
 def train_batches(first, counts, most, **fields):
   """Batches as the mapped step sees them, on the host, for each step."""
   feed, _, mesh = feed_of(**fields)
@@ -39,7 +44,7 @@ def train_batches(first, counts, most, **fields):
     P(DATA),
   )
   batches = []
-  for count, items in zip(counts, feed.train_items(first, iter(counts), most)):
+  for count, items in zip(counts, feed.train_items(spans(counts, first), most)):
     batches += [jax.device_get(fetch(feed.resident, items, np.int32(i))) for i in range(count)]
   return batches
 
@@ -154,7 +159,7 @@ def test_worker_processes_do_not_change_the_batches():
 def test_unused_rows_of_a_dispatch_do_not_count(on_device):
   """A dispatch of one step in a loop compiled for four, and then the next."""
   feed, _, _ = feed_of(on_device=on_device)
-  items = list(feed.train_items(0, iter([1, 2]), 4))
+  items = list(feed.train_items(spans([1, 2]), 4))
   assert [x.shape[:2] for x in jax.tree.leaves(items)] == [(4, BATCH)] * len(jax.tree.leaves(items))
   np.testing.assert_array_equal(items[1]["index"][:2].ravel(), pipeline.Order(50, 3).rows(BATCH, 2 * BATCH))
 
@@ -163,8 +168,8 @@ def test_unused_rows_of_a_dispatch_do_not_count(on_device):
 def test_read_ahead_is_two(on_device):
   feed, _, _ = feed_of(on_device=on_device)
   made = []
-  counts = (made.append(i) or 1 for i in itertools.count())
-  items = feed.train_items(0, counts, 1)
+  endless = ((i, made.append(i) or 1) for i in itertools.count())
+  items = feed.train_items(endless, 1)
   for taken in range(1, 5):
     next(items)
     assert len(made) == taken + pipeline.AHEAD

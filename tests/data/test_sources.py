@@ -289,7 +289,7 @@ def test_folder_images_of_different_sizes(tmp_path):
   source = sources.open_source(config, "train")
   shape = pipeline.image_shape(config, source)
   assert shape == (7, 3, 1)
-  read = pipeline.Reader(source, shape)
+  read = pipeline.Reader(source, pipeline.open_split(config, "train")[1])
   for i in range(6):
     example = read(i)
     np.testing.assert_array_equal(example["image"], np.full((7, 3, 1), int(source.records[i]["image"].stem)))
@@ -340,7 +340,7 @@ def test_real_datasets(shared_data, name, counts, shape, classes):
     assert len(source.class_names) == 10
     assert (source.class_names[0], source.class_names[-1]) == classes
     for i in (0, count // 2, count - 1):
-      example = pipeline.Reader(source, shape)(i)
+      example = pipeline.Reader(source, pipeline.open_split(config, split)[1])(i)
       np.testing.assert_array_equal(example["image"], theirs[split][i]["image"])
       assert example["label"] == theirs[split][i]["label"]
     assert example["image"].std() > 10

@@ -11,7 +11,7 @@ import pytest
 
 from flaxonomy.configs import base
 from flaxonomy.errors import UserError
-from flaxonomy.train import checkpoint, inference, loop, report
+from flaxonomy.train import checkpoint, evaluation, inference, loop, report
 
 TASKS = ["classification", "gan"]
 
@@ -48,7 +48,8 @@ def test_a_run_leaves_everything(task, config_of, tmp_path):
   pictures = {"classification": {"confusion.png", "predictions.png"}, "gan": {"samples.png"}}[task]
   assert (
     names
-    == {"checkpoints", "config.json", "data.json", "metrics.jsonl", "curves.png", "report.html", "result.json"}
+    == {".lock", "checkpoints", "config.json", "curves.png", "data.json", "metrics.jsonl", "report.html", "result.json"}
+    | {"status.json"}
     | pictures
   )
   saved = json.loads((tmp_path / "run/result.json").read_text())
@@ -166,8 +167,8 @@ def test_evaluation_counts_every_example_once(tiny, devices, eval_batch, on_devi
   config = tiny(train__devices=devices, data__eval_batch_size=eval_batch, data__on_device=on_device)
   session = loop.prepare(config)
   state = loop.initial_state(session)
-  found = loop.evaluate(
-    loop.eval_function([session.task], session.test, session.mesh), session.task, session.test, [state]
+  found = evaluation.evaluate(
+    evaluation.eval_function([session.task], session.test, session.mesh), session.task, session.test, [state]
   )
   labels = session.test.read(range(session.test.size))["label"]
   assert found.sums["count"] == len(labels)

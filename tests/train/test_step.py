@@ -1,5 +1,7 @@
 """The mapped step: whatever devices, dispatches, microbatches, shards and data paths, the numbers are the same."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,12 +15,17 @@ from flaxonomy.train.sharding import DATA
 STEPS = 5
 
 
+def spans(counts, first=0):
+  """(first step, count) of dispatches that follow one another."""
+  return list(zip(itertools.accumulate([first, *counts]), counts))
+
+
 def train(config, most=1, steps=STEPS):
   """Parameters after some steps of a config, and the losses on the way."""
   session = loop.prepare(config)
   state, function = loop.initial_state(session), loop.train_function(session, most)
   losses, counts = [], [min(most, steps - i) for i in range(0, steps, most)]
-  for count, items in zip(counts, session.train.train_items(0, iter(counts), most)):
+  for count, items in zip(counts, session.train.train_items(spans(counts), most)):
     state, metrics = function(state, session.train.resident, items, np.int32(count))
     losses += np.asarray(metrics["loss"])[:count].tolist()
   return jax.device_get(state.params), losses
@@ -72,7 +79,7 @@ def test_pmap_gives_the_same(tiny, one_device):
   pmapped = jax.pmap(
     session.task.train_step, DATA, in_axes=(None, 0), out_axes=(None, 0), devices=session.mesh.devices.tolist()
   )
-  order = iter(session.train.train_items(0, iter([1] * STEPS), 1))
+  order = iter(session.train.train_items(spans([1] * STEPS), 1))
   for _ in range(STEPS):
     batch = session.train.read(np.asarray(next(order)["index"])[0].tolist())
     batch = {key: x.reshape(2, -1, *x.shape[1:]) for key, x in batch.items()}
@@ -165,7 +172,7 @@ def test_average_of_parameters_follows_its_formula(tiny):
   session = loop.prepare(tiny(train__ema_decay=0.5, train__devices=1))
   state, function = loop.initial_state(session), loop.train_function(session, 1)
   ema = jax.device_get(state.params)
-  for i, items in enumerate(session.train.train_items(0, iter([1] * 4), 1)):
+  for i, items in enumerate(session.train.train_items(spans([1] * 4), 1)):
     state, _ = function(state, session.train.resident, items, np.int32(1))
     d = min(0.5, (1 + i) / (10 + i))
     ema = jax.tree.map(lambda e, p, d=d: d * e + (1 - d) * np.asarray(p), ema, state.params)
@@ -176,7 +183,7 @@ def test_average_of_parameters_follows_its_formula(tiny):
 def test_no_slow_convolution_in_a_compiled_loop(tiny):
   """XLA's CPU backend runs only this layout as a matrix product; a stock gradient in a loop is 30 times slower."""
   session = loop.prepare(tiny(train__devices=1, model__fields={}, data__image_size=(28, 28)))
-  items = next(session.train.train_items(0, iter([4]), 4))
+  items = next(session.train.train_items(spans([4]), 4))
   args = (loop.initial_state(session), session.train.resident, items, np.int32(4))
   text = loop.train_function(session, 4).lower(*args).compile().as_text()
   layouts = {line.split("dim_labels=")[1].split(",")[0] for line in text.splitlines() if "dim_labels=" in line}

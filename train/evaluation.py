@@ -1,0 +1,80 @@
+"""Evaluating: one state, or several as an ensemble, on every example of a split exactly once."""
+
+import re
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
+
+from flaxonomy.configs import base
+from flaxonomy.data import pipeline
+from flaxonomy.train import step
+from flaxonomy.train.sharding import DATA
+from flaxonomy.train.step import State, Task
+
+PICTURED = 40  # examples shown in pictures
+
+
+def eval_function(members: list[Task], feed: pipeline.Feed, mesh: Mesh):
+  """Compiled (states, resident, item) -> (sums, outputs [B, ...]); outputs are averaged over the members."""
+
+  def evaluate(states, resident, item):
+    batch = feed.fetch(resident, item)
+    outputs = [task.predict_step(state, batch) for task, state in zip(members, states)]
+    outputs = jax.tree.map(lambda *x: sum(x) / len(x), *outputs)
+    return jax.lax.psum(members[0].score(outputs, batch), DATA), outputs
+
+  return step.pmapped(evaluate, mesh, (P(), P(), P(DATA)), (P(), P(DATA)))
+
+
+class Evaluation(NamedTuple):
+  """Metrics over a split, and what its first examples became."""
+
+  metrics: dict[str, float]
+  sums: dict
+  batch: dict
+  outputs: dict
+
+
+def evaluate(
+  function, task: Task, feed: pipeline.Feed, states: list[State], stop: Callable[[], bool] = lambda: False
+) -> Evaluation | None:
+  """Evaluates states, as an ensemble if several, on every example of a split exactly once.
+
+  Args:
+    function: from `eval_function`.
+    task: the first member given to it.
+    feed: as given to it.
+    states: one or more.
+    stop: asked before every batch.
+
+  Returns:
+    None if it was stopped.
+  """
+  states = [state.replace(opt_state=None) for state in states]
+  sums, first = [], None
+  for item in feed.eval_items():
+    if stop():
+      return None
+    part, outputs = function(states, feed.resident, item)
+    sums.append(part)
+    first = outputs if first is None else first
+  total = jax.tree.map(lambda *x: np.sum(x, axis=0, dtype=np.float64), *jax.device_get(sums))
+  shown = min(PICTURED, feed.size)
+  outputs = {key: local_rows(x)[:shown] for key, x in first.items()}
+  return Evaluation(task.metrics(total), total, feed.read(range(len(next(iter(outputs.values()))))), outputs)
+
+
+def local_rows(x: jax.Array) -> np.ndarray:
+  """This process's rows of an array split along its first axis."""
+  shards = {s.index[0].start or 0: s.data for s in x.addressable_shards}
+  return np.concatenate([np.asarray(shards[start]) for start in sorted(shards)])
+
+
+def split_name(config: base.Config) -> str:
+  """What metrics of the evaluation split are called: its name; "validation" for a part of the training split."""
+  name = re.match(r"\w*", config.data.eval_split)[0]
+  return "validation" if name == re.match(r"\w*", config.data.train_split)[0] else name
