@@ -4,25 +4,14 @@ import io
 from pathlib import Path
 
 import numpy as np
-from PIL import (  # noqa: F401: importing a plugin is what makes Pillow know its format
-  BmpImagePlugin,
-  GifImagePlugin,
-  Image,
-  ImageOps,
-  JpegImagePlugin,
-  MpoImagePlugin,
-  PngImagePlugin,
-  PpmImagePlugin,
-  TiffImagePlugin,
-  WebPImagePlugin,
-)
+from PIL import Image, ImageOps
 
 from flaxonomy.errors import DataError, UserError, first_line
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 _ORIENTATIONS = {"exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif", "Raw profile type APP1"}  # may be there
 _MODES = {1: "L", 3: "RGB"}
-FORMATS = ("PNG", "JPEG", "MPO", "BMP", "DIB", "GIF", "WEBP", "TIFF", "PPM")  # others start programs, such as EPS
+FORMATS = ("PNG", "JPEG", "BMP", "DIB", "GIF", "WEBP", "TIFF", "PPM")  # others start programs, such as EPS
 MAX_PIXELS = 2**26  # of an encoded image: a small file may name any size
 
 
