@@ -1,15 +1,20 @@
 """Four CPU devices, the compilation cache, and small configs for all tests. Runs before anything touches JAX."""
 
+import hashlib
+import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import jax
+import numpy as np
 import pytest
 
 jax.config.update("jax_num_cpu_devices", 4)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
-from flaxonomy.configs.base import Config, Data, Model, Optim, Train, override  # noqa: E402
+from flaxonomy.configs.base import Config, Data, Model, Optim, Train, override, to_dict  # noqa: E402
 from flaxonomy.train import compile_cache  # noqa: E402
 
 compile_cache.enable()
@@ -66,3 +71,66 @@ def tiny_gan():
     return override(config, {key.replace("__", "."): value for key, value in changes.items()})
 
   return make
+
+
+TASKS = {
+  "classification": lambda tiny, tiny_gan, **changes: tiny(model__fields__dropout=0.5, **changes),
+  "gan": lambda tiny, tiny_gan, **changes: tiny_gan(**changes),
+}
+
+
+@pytest.fixture(params=TASKS)
+def any_task(request, tiny, tiny_gan):
+  """A function as `tiny`, for each task in turn: what is promised of a run is promised of all."""
+  return lambda **changes: TASKS[request.param](tiny, tiny_gan, **changes)
+
+
+@pytest.fixture
+def assert_same_run():
+  """A function: two workdirs hold the same rows of metrics and the same last state, to the last bit."""
+  from flaxonomy.train import report
+
+  def check(one, other):
+    assert report.read_metrics(one) == report.read_metrics(other)
+    assert last_state(one) == last_state(other)
+
+  return check
+
+
+def last_state(folder) -> tuple[int, str]:
+  """The last saved step of a workdir and a hash of every bit of its state."""
+  from flaxonomy.train import checkpoint, loop, workdir
+
+  session = loop.prepare(workdir.load_config(folder))
+  saves = checkpoint.Checkpoints(folder, read_only=True)
+  state, _ = saves.restore(saves.newest(), loop.abstract_state(session.task, session.mesh))
+  leaves = [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(jax.device_get(state))]
+  found = saves.newest(), hashlib.sha256(b"".join(leaves)).hexdigest()
+  saves.close()
+  return found
+
+
+@pytest.fixture
+def start(root, tmp_path):
+  """A function: (config, *arguments, patch="", env={}) -> a process of launch.py on it, in tmp_path.
+
+  `patch` is Python that the config file runs, to slow down a place that a signal is to hit.
+  """
+  started = []
+
+  def start(config, *arguments, patch="", env=None):
+    path = tmp_path / f"config_{len(started)}.py"
+    path.write_text(
+      f"import json\nfrom flaxonomy.configs import base\n{patch}\n\n"
+      f"def get_config():\n  return base.from_dict(json.loads({json.dumps(to_dict(config))!r}))\n"
+    )
+    command = [sys.executable, str(root / "launch.py"), f"--config={path}", *arguments]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    process = subprocess.Popen(command, cwd=tmp_path, env=os.environ | (env or {}), **pipes)
+    started.append(process)
+    return process
+
+  yield start
+  for process in started:
+    process.kill()
+    process.communicate()

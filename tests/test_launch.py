@@ -98,7 +98,7 @@ def test_export_is_what_the_model_computes(root, trained):
   import jax
   import safetensors.numpy
 
-  from flaxonomy.train import export, inference, loop
+  from flaxonomy.train import inference, loop, weights
 
   done = launch(root, "--mode=export", "--workdir=runs/0", cwd=trained)
   assert done.returncode == 0, done.stderr
@@ -112,7 +112,7 @@ def test_export_is_what_the_model_computes(root, trained):
   }
   function = jax.export.deserialize(bytearray((folder / "model.jaxexport").read_bytes()))
   assert set(function.platforms) == {"cpu", "cuda", "tpu"}
-  variables = export.unflatten(safetensors.numpy.load_file(folder / "params.safetensors"))
+  variables = weights.unflatten(safetensors.numpy.load_file(folder / "params.safetensors"))
   run = inference.load(trained / "runs/0", loop.make_mesh(1))
   for size in (1, 5):
     x = np.random.default_rng(size).integers(0, 256, (size, 8, 8, 1), np.uint8)

@@ -14,7 +14,7 @@ from jax import export as jax_export
 
 from flaxonomy.configs import base
 from flaxonomy.errors import UserError
-from flaxonomy.train import inference, loop, report
+from flaxonomy.train import inference, loop, report, weights
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 TOLERANCE = 1e-5  # of the exported function against the model, relative to the largest output
@@ -45,7 +45,7 @@ def export(path: str, which: str = "latest") -> Path:
   folder = run.folder / "export"
   folder.mkdir(exist_ok=True)
   (folder / "model.jaxexport").write_bytes(serialized)
-  safetensors.numpy.save_file(flatten(variables), folder / "params.safetensors")
+  safetensors.numpy.save_file(weights.flatten(variables), folder / "params.safetensors")
   report.write_text(folder / "config.json", json.dumps(base.to_dict(run.config), indent=2) + "\n")
   report.write_text(folder / "labels.txt", "".join(f"{name}\n" for name in run.info.class_names))
   report.write_text(folder / "README.md", _readme(run, serve))
@@ -53,32 +53,10 @@ def export(path: str, which: str = "latest") -> Path:
   return folder
 
 
-def flatten(tree: dict, prefix: str = "") -> dict[str, np.ndarray]:
-  """{"params/conv1_1/kernel": array, ...} of nested dicts."""
-  flat = {}
-  for key, value in tree.items():
-    flat |= (
-      flatten(value, f"{prefix}{key}/") if isinstance(value, dict) else {prefix + key: np.ascontiguousarray(value)}
-    )
-  return flat
-
-
-def unflatten(flat: dict[str, np.ndarray]) -> dict:
-  """The nested dicts of `flatten`."""
-  tree = {}
-  for path, value in flat.items():
-    *parents, last = path.split("/")
-    holder = tree
-    for key in parents:
-      holder = holder.setdefault(key, {})
-    holder[last] = value
-  return tree
-
-
 def _check(folder, serve, variables):
   """Runs the reloaded function on the reloaded parameters beside the model, at two batch sizes."""
   function = jax_export.deserialize(bytearray((folder / "model.jaxexport").read_bytes()))
-  restored = unflatten(safetensors.numpy.load_file(folder / "params.safetensors"))
+  restored = weights.unflatten(weights.read(folder / "params.safetensors"))
   for b in (1, 3):
     x = serve.example(jax.random.PRNGKey(b), b)
     ours, theirs = jax.jit(serve.call)(variables, x), function.call(restored, x)

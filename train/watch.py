@@ -31,15 +31,13 @@ STILL = 300.0  # seconds without a step that count as standing still, if ten tim
 class Watch:
   """A context in which signals stop the run in order. Handlers are put back as they were found."""
 
-  def __init__(self, leaving: Callable[[int, str], None], deadline: float = DEADLINE, still: float = STILL):
+  def __init__(self, leaving: Callable[[int, str], None]):
     """Nothing happens before the context is entered.
 
     Args:
       leaving: (exit code, reason) is called in another thread just before the process is ended at once.
-      deadline: seconds between the first signal and that.
-      still: least seconds without a step that count as standing still.
     """
-    self._leaving, self._deadline, self._still = leaving, deadline, still
+    self._leaving = leaving
     self.signum = None  # of the signal that stops the run
     self._alone = jax.process_count() == 1
     self._asked, self._agreed = 0, False
@@ -75,7 +73,7 @@ class Watch:
     self._asked += 1
     if not self._agreed and multihost_utils.reached_preemption_sync_point(self._asked):
       self._agreed, self.signum = True, self.signum or signal.SIGTERM
-      self._leave_by = time.monotonic() + self._deadline
+      self._leave_by = time.monotonic() + DEADLINE
     return self._agreed
 
   def beat(self) -> None:
@@ -102,8 +100,8 @@ class Watch:
             self._signalled(signum)
       now, beat = time.monotonic(), self._beat
       if self._leave_by is not None and now > self._leave_by:
-        self._leave(128 + self.signum, f"not done in {self._deadline:.0f} s; the newest checkpoint stands")
-      still = max(self._still, 10 * statistics.median(self._lengths or [0.0]))
+        self._leave(128 + self.signum, f"not done in {DEADLINE:.0f} s; the newest checkpoint stands")
+      still = max(STILL, 10 * statistics.median(self._lengths or [0.0]))
       if beat is not None and now - beat > still:
         faulthandler.dump_traceback(all_threads=True)
         self._leave(1, f"no step for {now - beat:.0f} s, where each thread stands is printed above")
@@ -114,7 +112,7 @@ class Watch:
         self._leave(128 + signum, "second signal; the newest checkpoint stands")
       return
     self.signum = signum
-    self._leave_by = time.monotonic() + self._deadline
+    self._leave_by = time.monotonic() + DEADLINE
     if not self._alone:
       os.kill(os.getpid(), signal.SIGTERM)  # for JAX, which tells the others
 
