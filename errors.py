@@ -62,8 +62,8 @@ def unknown(what: str, name: str, known: Iterable[str], hint: str = "") -> UserE
   """
   known = sorted(known)
   near = difflib.get_close_matches(str(name), known, n=3, cutoff=0.5)
-  guess = f"did you mean {' or '.join(map(repr, near))}?" if near else f"known: {', '.join(known)}"
-  return UserError(f"unknown {what} {name!r}; {guess}" + (f" {hint}" if hint else ""))
+  guess = f"did you mean {' or '.join(map(repr, near))}?" if near else f"known: {_cut(', '.join(known), 1500)}"
+  return UserError(f"unknown {what} {shown(name)}; {guess}" + (f" {hint}" if hint else ""))
 
 
 def missing_extra(package: str, extra: str, purpose: str) -> UserError:
@@ -80,6 +80,18 @@ def missing_extra(package: str, extra: str, purpose: str) -> UserError:
   return UserError(
     f"{purpose} needs the package {package!r}, which is not installed; type: pip install 'flaxonomy[{extra}]'"
   )
+
+
+def shown(value, most: int = 200) -> str:
+  """What a user wrote, for a message of one line: its repr, cut if it is long, or its type where it has none."""
+  try:
+    return _cut(" ".join(repr(value).splitlines()), most)
+  except Exception:  # such as integers of more than 4,300 digits
+    return f"this {type(value).__name__}"
+
+
+def _cut(text, most):
+  return text if len(text) <= most else f"{text[: most - 3]}..."
 
 
 def first_line(error: BaseException, most: int = 300) -> str:

@@ -6,12 +6,13 @@ A config is data. It names its model, dataset, optimizer and schedule; the code 
 
 import copy
 import dataclasses
+import math
 import types
 import typing
 from dataclasses import dataclass, field
 from typing import Any, Optional
 
-from flaxonomy.errors import UserError, unknown
+from flaxonomy.errors import UserError, shown, unknown
 
 
 @dataclass
@@ -151,6 +152,8 @@ def override(config: Config, changes: dict[str, Any]) -> Config:
     holder = config
     for name in parents:
       holder = holder.setdefault(name, {}) if isinstance(holder, dict) else getattr(holder, name)
+      if not isinstance(holder, dict) and not dataclasses.is_dataclass(holder):
+        raise UserError(f"config field {shown(path)} cannot be set: {name!r} is {shown(holder)}")
     if isinstance(holder, dict):
       holder[last] = value
     else:
@@ -209,8 +212,10 @@ def validate(config: Config) -> Config:
       setattr(holder, last, _convert(value, kind))
     except TypeError:
       raise UserError(
-        f"config field {path!r} must be {_describe(kind)}, not {value!r} ({type(value).__name__})"
+        f"config field {path!r} must be {_describe(kind)}, not {shown(value)} ({type(value).__name__})"
       ) from None
+    except (OverflowError, RecursionError):
+      raise UserError(f"config field {path!r} is out of range: {shown(value)}") from None
   for path, least in _AT_LEAST.items():
     value = flatten(config)[path]
     if value is not None and value < least:
@@ -226,7 +231,7 @@ def validate(config: Config) -> Config:
     if (value := flatten(config)[path]) is not None and not 0 < value[0] <= value[1]:
       raise UserError(f"config field {path!r} must be (least, most) with 0 < least <= most, not {value}")
   if min(config.data.std, default=0) <= 0:
-    raise UserError(f"config field 'data.std' must be positive numbers, not {config.data.std}")
+    raise UserError(f"config field 'data.std' must be positive numbers, not {shown(config.data.std)}")
   for path, known in _ONE_OF.items():
     if (value := flatten(config)[path]) not in known:
       raise unknown(path, value, known)
@@ -255,7 +260,7 @@ _BETWEEN = {
 
 
 def _convert(value, kind):
-  """The value as the annotated type; TypeError if it is of another."""
+  """The value as the annotated type; TypeError if it is of another, OverflowError if no run can use it."""
   origin, arguments = typing.get_origin(kind), typing.get_args(kind)
   if origin in (typing.Union, types.UnionType):
     return None if value is None else _convert(value, next(a for a in arguments if a is not type(None)))
@@ -266,12 +271,27 @@ def _convert(value, kind):
       raise TypeError
     kinds = [arguments[0]] * len(value) if arguments[-1] is Ellipsis else arguments
     return tuple(_convert(v, k) for v, k in zip(value, kinds))
-  if kind is float and isinstance(value, int) and not isinstance(value, bool):
+  if kind is float and isinstance(value, (int, float)) and not isinstance(value, bool):
+    if not math.isfinite(value):
+      raise OverflowError
     return float(value)
   if kind is dict and isinstance(value, dict):
-    return {k: tuple(v) if isinstance(v, list) else v for k, v in value.items()}  # as JSON reads tuples back
+    return _tuples(value)
   if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
     raise TypeError
+  if kind is int and abs(value) >= 2**32:  # more than any counter or seed on a device holds
+    raise OverflowError
+  return value
+
+
+def _tuples(value):
+  """Lists as tuples, all the way down: JSON makes no difference."""
+  if isinstance(value, (list, tuple)):
+    return tuple(_tuples(v) for v in value)
+  if isinstance(value, dict):
+    return {k: _tuples(v) for k, v in value.items()}
+  if isinstance(value, int) and abs(value) >= 2**64:
+    raise OverflowError
   return value
 
 
@@ -313,6 +333,6 @@ def from_dict(values: dict) -> Config:
       if dataclasses.is_dataclass(inner) and isinstance(value, dict):
         yield from leaves(value, inner, f"{prefix}{name}.")
       else:
-        yield prefix + name, value
+        yield f"{prefix}{name}", value
 
   return override(Config(), dict(leaves(values, Config, "")))

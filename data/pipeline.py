@@ -113,8 +113,8 @@ def _first_shape(config, source):
   for i in range(min(100, len(source.records)) if config.on_error == "skip" else 1):
     try:
       return images.decode(source.records[i]["image"]).shape
-    except DataError as error:
-      problem = error
+    except Exception as error:  # as in Reader.example
+      problem = first_line(error)
   raise DataError(f"dataset {config.name!r}: the first image settles the channels, but {problem}")
 
 

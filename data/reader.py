@@ -40,8 +40,12 @@ class Reader:
 
   def stand_ins(self, size: int) -> np.ndarray:
     """[size] the same for a split that has been read whole: for each index, itself or the next that can be read."""
-    good = np.setdiff1d(np.arange(size), list(self.faults))
-    return np.append(good, good[:1])[np.searchsorted(good, np.arange(size))] if len(good) else np.arange(size)
+    every = np.arange(size)
+    good = np.setdiff1d(every, list(self.faults))
+    if not len(good):
+      return every
+    after = np.append(good, good[:1])[np.searchsorted(good, every)]
+    return np.where((after - every) % size <= REACH, after, every)
 
   def __call__(self, index) -> dict:
     """The example of an index, or what stands for it."""

@@ -9,6 +9,7 @@ import difflib
 import fcntl
 import importlib
 import io
+import json
 import re
 import shlex
 import zlib
@@ -18,7 +19,7 @@ from typing import NamedTuple
 
 from flaxonomy.data import images
 from flaxonomy.data.datasets import BUILDERS, cache_folder
-from flaxonomy.errors import UserError, unknown
+from flaxonomy.errors import DataError, UserError, first_line, shown, unknown
 
 
 class Source(NamedTuple):
@@ -46,20 +47,29 @@ def open_source(config, split: str) -> Source:
 
   Raises:
     UserError: unknown dataset or split; not prepared, or prepared as TFRecord, with the line to type.
+    DataError: what lies on disk cannot be opened.
   """
-  if config.name == "folder":
-    return _folder(config, split)
-  import tensorflow_datasets as tfds
+  try:
+    if config.name == "folder":
+      return _folder(config, split)
+    import tensorflow_datasets as tfds
 
-  builder = _own(config, tfds) if config.name in BUILDERS else _prepared(config, tfds)
-  return _tfds(builder, split, config.name, tfds)
+    builder = _own(config, tfds) if config.name in BUILDERS else _prepared(config, tfds)
+    return _tfds(builder, split, config.name, tfds)
+  except UserError:
+    raise
+  except Exception as error:  # damaged files make TFDS raise nearly anything
+    where = f"in {str(config.data_dir)!r} " if config.data_dir else ""
+    what = f"{type(error).__name__}: {first_line(error)}"
+    raise DataError(f"dataset {config.name!r} {where}cannot be opened: {what}") from error
 
 
 def _own(config, tfds):
   """One of our own builders, prepared on first use."""
   module, symbol = BUILDERS[config.name].split(":")
   folder = config.data_dir or cache_folder() / "tfds"
-  builder = getattr(importlib.import_module(module), symbol)(data_dir=str(folder), file_format="array_record")
+  make = lambda: getattr(importlib.import_module(module), symbol)(data_dir=str(folder), file_format="array_record")
+  builder = make()
   if not builder.is_prepared():
     tfds.disable_progress_bar()
     try:
@@ -69,7 +79,8 @@ def _own(config, tfds):
         (Path(folder) / f".{config.name}.lock").open("w") as one_at_a_time,
       ):
         fcntl.flock(one_at_a_time, fcntl.LOCK_EX)
-        builder.download_and_prepare()  # which looks again whether another process has done it
+        builder = make()  # another process may have prepared it meanwhile
+        builder.download_and_prepare()  # which does nothing then
     except OSError as error:
       where = f"{str(folder)!r} (config field 'data.data_dir')"
       raise UserError(f"cannot prepare dataset {config.name!r} in {where}: {error}") from None
@@ -80,14 +91,19 @@ def _prepared(config, tfds):
   """A TFDS dataset that lies prepared on disk."""
   if not re.fullmatch(r"\w+(/[\w.+-]+)?(:\d+\.\d+\.\d+)?", config.name, re.ASCII):  # TFDS imports "module:name"
     raise unknown("dataset", config.name, _names(config, tfds), "(config field 'data.name')")
+  held = Path(config.data_dir or "~/tensorflow_datasets").expanduser() / re.split("[/:]", config.name)[0]
+  for path in held.rglob("features.json"):
+    _only_tfds_features(path)
   try:
     builder = tfds.builder(config.name, data_dir=config.data_dir)
   except tfds.core.DatasetNotFoundError:
+    if held.is_dir():
+      raise DataError(f"dataset {config.name!r} in {str(held)!r} is not whole; it may lack features.json") from None
     raise unknown("dataset", config.name, _names(config, tfds), "(config field 'data.name')") from None
   except (AssertionError, ValueError, ImportError) as error:
     if "Parsing builder name" in str(error):  # "cifar-10" is no name that TFDS could know
       raise unknown("dataset", config.name, _names(config, tfds), "(config field 'data.name')") from None
-    raise UserError(f"dataset {config.name!r}: {_first_line(error)}") from None
+    raise UserError(f"dataset {config.name!r}: {first_line(error)}") from None
   folder = Path(builder.data_dir)
   if not builder.is_prepared():
     where = config.data_dir or "~/tensorflow_datasets"
@@ -105,16 +121,25 @@ def _prepared(config, tfds):
   return builder
 
 
+def _only_tfds_features(path: Path) -> None:
+  """Refuses a features.json that names classes of other packages: TFDS would import them, and so run their code."""
+
+  def check(entry):
+    for key in ("pythonClassName", "python_class_name", "type"):
+      if isinstance(kind := entry.get(key), str) and "." in kind and not kind.startswith("tensorflow_datasets."):
+        raise DataError(f"{str(path)!r} has features of class {shown(kind)}, which is not TFDS's own and not trusted")
+    return entry
+
+  with contextlib.suppress(ValueError):  # what is no JSON, TFDS tells
+    json.loads(path.read_text(), object_hook=check)
+
+
 def _names(config, tfds) -> list[str]:
   """Names near enough to be meant: ours, those in the data folder, and TFDS's that resemble it."""
   folder = Path(config.data_dir) if config.data_dir else None
   local = [p.name for p in folder.iterdir() if p.is_dir()] if folder and folder.is_dir() else []
   near = difflib.get_close_matches(config.name, tfds.list_builders(with_community_datasets=False), n=3)
   return sorted({*BUILDERS, "folder", *local, *near})
-
-
-def _first_line(error) -> str:
-  return str(error).strip().splitlines()[0]
 
 
 def _tfds(builder, split, name, tfds) -> Source:
@@ -129,12 +154,15 @@ def _tfds(builder, split, name, tfds) -> Source:
   try:
     skip = {keys["image"]: tfds.decode.SkipDecoding()}
     records = builder.as_data_source(split, decoders=skip)
+    size = builder.info.splits[split].num_examples
   except ValueError as error:
     if "split" in str(error).lower():
       raise unknown(f"split of dataset {name!r}:", split, builder.info.splits, "(train_split, eval_split)") from None
-    raise UserError(f"dataset {name!r}, split {split!r}: {_first_line(error)}") from None
+    raise UserError(f"dataset {name!r}, split {split!r}: {first_line(error)}") from None
   except NotImplementedError as error:
-    raise UserError(f"dataset {name!r}: {_first_line(error)}") from None
+    raise UserError(f"dataset {name!r}: {first_line(error)}") from None
+  if size < 1:  # below zero for [9:5]
+    raise UserError(f"split {split!r} of dataset {name!r} is empty; set data.train_split or data.eval_split")
   shape = tuple(features[keys["image"]].shape)
   shape = None if None in shape else shape
   return Source(_Renamed(records, keys), tuple(features[keys["label"]].names), shape, split)

@@ -49,7 +49,7 @@ def tiny():
       model=Model("deep_convnet", dict(TINY)),
       data=Data("digits", batch_size=32, eval_batch_size=100),
       optim=Optim("sgd", lr=0.1),
-      train=Train(steps=12, eval_every=6, log_every=1, devices=2, accumulate=1, tensorboard=False),
+      train=Train(steps=12, eval_every=6, log_every=1, devices=2, cpu_devices=4, accumulate=1, tensorboard=False),
     )
     return override(config, {key.replace("__", "."): value for key, value in changes.items()})
 
@@ -66,7 +66,7 @@ def tiny_gan():
       model=Model("dcgan", {"nz": 8, "generator_features": 4, "discriminator_features": 4}),
       data=Data("digits", image_size=(8, 8), batch_size=32, eval_batch_size=100, mean=(0.5,), std=(0.5,)),
       optim=Optim("adam", lr=2e-4, b1=0.5),
-      train=Train(steps=12, eval_every=6, log_every=1, devices=2, tensorboard=False),
+      train=Train(steps=12, eval_every=6, log_every=1, devices=2, cpu_devices=4, tensorboard=False),
     )
     return override(config, {key.replace("__", "."): value for key, value in changes.items()})
 
