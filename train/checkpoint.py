@@ -5,6 +5,7 @@ state has been copied to the host. Orbax does not look at what it reads back, so
 written just before the folder gets its name, and is checked against it before it is restored.
 """
 
+import contextlib
 import itertools
 import json
 import re
@@ -50,6 +51,8 @@ class Checkpoints:
     self._sound = set()  # steps known to be whole: written or restored by us
     self._saving, self._failures = None, 0
     self.metrics = self._read_metrics()
+    if not read_only and processes.first():
+      self._clear("*")
     self._manager = _Manager(
       self._folder,
       item_handlers={
@@ -61,7 +64,6 @@ class Checkpoints:
         preservation_policy=self,
         create=not read_only,
         read_only=read_only,
-        cleanup_tmp_directories=not read_only,
         async_options=ocp.AsyncOptions(post_finalization_callback=self._write_sums),
       ),
     )
@@ -142,14 +144,19 @@ class Checkpoints:
 
   def _failed(self, step, reason) -> bool:
     self._saving, self._failures = None, self._failures + 1
-    for partial in self._folder.glob(f"{step}{_PARTIAL}*") if processes.first() else ():
-      shutil.rmtree(partial, ignore_errors=True)
+    if processes.first():
+      self._clear(step)
     self._manager.reload()
     whole = f"saved steps: {', '.join(map(str, self.steps())) or 'none'}"
     if self._failures > 1:
       raise UserError(f"two checkpoints in a row could not be written, the last at step {step}: {reason}; {whole}")
     warn(f"checkpoint {step} could not be written: {reason}; {whole}; training goes on until the next")
     return False
+
+  def _clear(self, step):
+    """Removes what an interrupted save of a step left."""
+    for partial in self._folder.glob(f"{step}{_PARTIAL}*"):
+      shutil.rmtree(partial, ignore_errors=True)
 
   def restore(self, step: int, like):
     """A saved step.
@@ -242,7 +249,10 @@ class Checkpoints:
     try:
       self.poll(wait=True)
     finally:
-      self._manager.close()
+      with contextlib.suppress(OSError, ValueError):  # what failed has been told
+        self._manager.close()
+      if not self._read_only and processes.first():
+        self._clear("*")
 
   def _ranked(self, steps) -> list[int]:
     """Those of the steps at which the metric was measured, the best first, of equals the newest."""

@@ -4,9 +4,11 @@ JAX is imported by `run` only, so that a mistake on the command line is told bef
 """
 
 import ast
+import logging as standard_logging
 import re
 import sys
 import traceback
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -175,7 +177,7 @@ def run(
 
   from flaxonomy.train import compile_cache, processes
 
-  logging.set_verbosity(logging.ERROR)
+  _hush(logging)
   jax.config.update("jax_num_cpu_devices", config.train.cpu_devices)
   if joined:
     processes.start(*joined)
@@ -186,6 +188,13 @@ def run(
     if saved and saved.seconds >= 0.5:
       print(f"compilation cache: {saved.seconds:.1f} s of compilation saved", file=sys.stderr, flush=True)
     print(last)
+
+
+def _hush(logging) -> None:
+  """A checkpoint that fails is told by us in one line; Orbax's threads would add pages to it."""
+  logging.set_verbosity(logging.FATAL)
+  standard_logging.getLogger("asyncio").setLevel(standard_logging.CRITICAL)
+  warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
 
 
 def leave(code: int) -> None:

@@ -94,9 +94,9 @@ def lock(workdir: Path):
     yield
   finally:
     if held:
-      if made and {path.name for path in workdir.iterdir()} <= {".lock"}:
-        (workdir / ".lock").unlink(missing_ok=True)
-        with contextlib.suppress(OSError):  # others may have put something there
+      with contextlib.suppress(OSError):  # someone may have taken it away, or put something there
+        if made and {path.name for path in workdir.iterdir()} <= {".lock"}:
+          (workdir / ".lock").unlink(missing_ok=True)
           for path in made:
             path.rmdir()
       held[0].close()
@@ -163,6 +163,10 @@ def ending(workdir: Path):
   except (UserError, Preempted) as error:
     ended(workdir, error.exit_code, str(error))
     raise
+  except OSError as error:
+    told = UserError(f"workdir {str(workdir)!r}: {error}; make room or put it back, and the same line goes on")
+    ended(workdir, told.exit_code, str(told))
+    raise told from error
   except BaseException as error:
     ended(workdir, 1, f"{type(error).__name__}: {error}")
     raise

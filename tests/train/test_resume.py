@@ -193,7 +193,7 @@ def kill_again_and_again(config, start, folder, kills, seed):
   for i in range(kills):
     before = len(rows(folder))
     process = start(config, f"--workdir={folder}")
-    wait_for(lambda before=before: len(rows(folder)) > before or (i and len(rows(folder)) > 0), process)
+    wait_for(lambda before=before: len(rows(folder)) != before, process)
     if i % 2:
       wait_for(saving, process)
       time.sleep(rng.uniform(0, 0.01))
