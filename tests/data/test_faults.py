@@ -1,4 +1,4 @@
-"""Data that is damaged, hostile, missing or too little: one line and an end, or a warning and the rest; never a hang."""
+"""Data that is damaged, hostile or too little: one line and an end, or a warning and the rest; never a hang."""
 
 import collections
 import io
@@ -419,7 +419,7 @@ def test_huge_images_are_refused_before_they_are_decoded(monkeypatch):
   out = io.BytesIO()
   Image.new("1", (9000, 9000)).save(out, "png")
   assert len(out.getvalue()) < 2**15
-  assert 9000 * 9000 > images.MAX_PIXELS
+  assert images.MAX_PIXELS < 9000 * 9000
   monkeypatch.setattr("PIL.ImageFile.ImageFile.load", lambda self: pytest.fail("decoded"))
   for encoded, words in ((claimed + chunk(b"IEND", b""), "10000000000 pixels"), (out.getvalue(), "9000 x 9000 pixels")):
     message = failure(lambda encoded=encoded: images.decode(encoded))

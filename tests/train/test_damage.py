@@ -1,6 +1,5 @@
 """What happens to a workdir when the disk, another program or another run harms it."""
 
-import json
 import os
 import resource
 import shutil
