@@ -13,7 +13,7 @@ MODELS = {
 }
 
 
-def create(name: str, **fields) -> nn.Module:
+def create(name: str, /, **fields) -> nn.Module:
   """The module of this name.
 
   Args:

@@ -443,4 +443,4 @@ def test_workdirs(file, tmp_path):
       assert isinstance(row["split"], str)
 
 
-# Weights: see below.
+# Weights: the last thousand inputs, through the loader of weights files, belong here.

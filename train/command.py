@@ -5,6 +5,7 @@ JAX is imported by `run` only, so that a mistake on the command line is told bef
 
 import ast
 import logging as standard_logging
+import os
 import re
 import sys
 import traceback
@@ -37,10 +38,8 @@ def prepare(argv: list[str]) -> tuple[list[str], dict[str, Any]]:
     UserError: a config field or file that does not exist.
   """
   path, kept, fields = config_path(argv), argv[:1], {}
-  if path is not None and not Path(path).is_file():
-    raise unknown(
-      "config file", path, [str(p) for p in _files(Path(path).parent)] or map(str, _files()), "(see --list)"
-    )
+  if path is not None and not _is_file(path):
+    raise unknown("config file", path, _near(path) or map(str, _files()), "(see --list)")
   if path is None:
     kept.append(f"--config={DEFAULT}")
   for argument in argv[1:]:
@@ -55,11 +54,22 @@ def prepare(argv: list[str]) -> tuple[list[str], dict[str, Any]]:
   return kept, fields
 
 
+def _is_file(path: str) -> bool:
+  return os.path.isfile(path)  # noqa: PTH113  False, and no error, for a name too long or a folder that is closed to us
+
+
+def _near(path: str) -> list[str]:
+  try:
+    return [str(p) for p in _files(Path(path).parent)]
+  except OSError:
+    return []
+
+
 def _literal(text: str | None):
   """A Python value; text that is none is itself."""
   try:
     return ast.literal_eval(text)
-  except (SyntaxError, ValueError):
+  except (SyntaxError, ValueError, TypeError, MemoryError, RecursionError):
     return {"true": True, "false": False, None: True}.get(text, text)
 
 

@@ -96,7 +96,7 @@ def read_metrics(workdir: Path) -> list[dict]:
     try:
       row = json.loads(line)
       rows.append(row | {"step": int(row["step"]), "split": str(row["split"])})
-    except (ValueError, TypeError, KeyError, RecursionError):
+    except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
       break
   return rows
 

@@ -220,9 +220,13 @@ def load_info(workdir: Path) -> Info:
   """
   saved = _read(workdir / "data.json")
   try:
-    return Info(saved["name"], tuple(saved["class_names"]), tuple(saved["image_shape"]), saved["size"])
+    info = Info(saved["name"], tuple(saved["class_names"]), tuple(saved["image_shape"]), saved["size"])
   except (KeyError, TypeError) as error:
     raise UserError(f"{str(workdir / 'data.json')!r} is damaged: {error!r}") from None
+  kinds = [type(x) for x in (info.name, *info.class_names, *info.image_shape, info.size)]
+  if len(info.image_shape) != 3 or kinds != [str] * (1 + len(info.class_names)) + [int] * 4:
+    raise UserError(f"{str(workdir / 'data.json')!r} is damaged: it describes no data")
+  return info
 
 
 def finished(workdir: Path, steps: int) -> dict | None:
@@ -232,6 +236,10 @@ def finished(workdir: Path, steps: int) -> dict | None:
     return None
   result = _read(path)
   try:
-    return result if result["step"] >= steps and result["metrics"] else None
-  except (KeyError, TypeError):
+    done = result["step"] >= steps
+    known = all(isinstance(value, (int, float)) for value in result["metrics"].values())
+  except (KeyError, TypeError, AttributeError):
+    done, known = False, False
+  if not known:
     raise UserError(f"{str(path)!r} is damaged; remove it to go on from the newest checkpoint") from None
+  return result if done else None

@@ -1,0 +1,145 @@
+"""Several processes of one run, on the loopback interface: same numbers, one writer, one end."""
+
+import json
+import re
+import signal
+import socket
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from flaxonomy.configs import base
+from flaxonomy.train import checkpoint, loop, report, workdir
+
+
+@pytest.fixture
+def start_two(start):
+  """A function: (config, *arguments) -> two processes of two devices each."""
+
+  def start_two(config, *arguments):
+    config = base.override(config, {"train.devices": None, "train.cpu_devices": 2})
+    with socket.socket() as free:
+      free.bind(("localhost", 0))
+      port = free.getsockname()[1]
+    joined = ["--distributed", f"--coordinator=localhost:{port}", "--num_processes=2"]
+    return [start(config, *joined, f"--process_id={i}", *arguments) for i in range(2)]
+
+  return start_two
+
+
+def finish(processes, seconds=90):
+  """Exit codes and what was said on standard error, once all have ended."""
+  told = [process.communicate(timeout=seconds)[1] for process in processes]
+  return [process.returncode for process in processes], told
+
+
+def wait_for_steps(folder, count, processes):
+  until = time.monotonic() + 60
+  while len(report.read_metrics(folder)) < count:
+    assert all(process.poll() is None for process in processes), [p.communicate()[1] for p in processes]
+    assert time.monotonic() < until
+    time.sleep(0.01)
+
+
+def state_of(folder):
+  session = loop.prepare(base.override(workdir.load_config(folder), {"train.devices": 1}))
+  saves = checkpoint.Checkpoints(folder, read_only=True)
+  state, _ = saves.restore(saves.newest(), loop.abstract_state(session.task, session.mesh))
+  saves.close()
+  return jax.device_get(state)
+
+
+def assert_close(one, other):
+  """The same rows and the same state, to 1e-6 of their size."""
+  rows = [[r for r in report.read_metrics(folder) if r["split"] == "train"] for folder in (one, other)]
+  assert len(rows[0]) == len(rows[1])
+  for a, b in zip(*rows):
+    assert a["step"] == b["step"]
+    np.testing.assert_allclose(a["loss"], b["loss"], rtol=1e-6)
+  close = lambda x, y: np.testing.assert_allclose(x, y, atol=1e-6 * max(np.abs(y).max(), 1e-3), rtol=0)
+  jax.tree.map(close, state_of(one), state_of(other))
+
+
+def test_two_processes_are_one_and_each_resumes_the_other(any_task, start_two, tmp_path):
+  """2 x 2 devices against 1 x 4; six steps by two processes and six by one; and the other way round."""
+  # Adam divides by small numbers; with plain SGD what is compared is the gradients.
+  config = any_task(optim__name="sgd", optim__b1=None, train__devices=4, train__zero=True)
+  half = base.override(config, {"train.steps": 6})
+  loop.run(config, tmp_path / "one", quiet=True)
+  codes, told = finish(start_two(config, f"--workdir={tmp_path / 'two'}"))
+  assert codes == [0, 0], told
+  assert "4 x cpu in 2 processes" in told[0]
+  assert "step" not in told[1]  # one of them speaks
+  rows = [r["step"] for r in report.read_metrics(tmp_path / "two") if r["split"] == "train"]
+  assert rows == list(range(1, 13))
+  assert {p.name for p in (tmp_path / "two").iterdir()} == {p.name for p in (tmp_path / "one").iterdir()}
+  assert_close(tmp_path / "two", tmp_path / "one")
+  assert finish(start_two(half, f"--workdir={tmp_path / 'mixed'}"))[0] == [0, 0]
+  loop.run(config, tmp_path / "mixed", quiet=True)
+  assert_close(tmp_path / "mixed", tmp_path / "one")
+
+
+def test_one_process_then_two(tiny, start_two, tmp_path):
+  config = tiny(train__devices=4)
+  loop.run(config, tmp_path / "one", quiet=True)
+  loop.run(base.override(config, {"train.steps": 6}), tmp_path / "mixed", quiet=True)
+  codes, told = finish(start_two(config, f"--workdir={tmp_path / 'mixed'}"))
+  assert codes == [0, 0], told
+  assert "resuming at step 6" in told[0]
+  assert_close(tmp_path / "mixed", tmp_path / "one")
+
+
+@pytest.mark.parametrize("signum, codes", [(signal.SIGTERM, [143, 143]), (signal.SIGINT, [143, 130])])
+def test_a_signal_to_one_stops_both_at_the_same_step(tiny, start_two, tmp_path, signum, codes):
+  config = tiny(train__steps=10**6, train__eval_every=10**6)
+  processes = start_two(config, f"--workdir={tmp_path / 'run'}")
+  wait_for_steps(tmp_path / "run", 10, processes)
+  processes[1].send_signal(signum)
+  began = time.monotonic()
+  ended, told = finish(processes)
+  assert ended == codes, told
+  assert time.monotonic() - began < 25
+  steps = [re.search(r"stopped by SIG\w+ at step (\d+) of 1000000, saved at step (\d+)", t).groups() for t in told]
+  assert steps[0] == steps[1]
+  assert steps[0][0] == steps[0][1]
+  status = json.loads((tmp_path / "run/status.json").read_text())
+  assert (status["state"], str(status["step"])) == ("preempted", steps[0][0])
+  assert int(state_of(tmp_path / "run").step) == status["step"]
+
+
+@pytest.mark.parametrize("dead", [0, 1])
+def test_when_one_is_killed_the_other_ends(tiny, start_two, tmp_path, dead):
+  config = tiny(train__steps=10**6, train__eval_every=10**6)
+  processes = start_two(config, f"--workdir={tmp_path / 'run'}")
+  wait_for_steps(tmp_path / "run", 10, processes)
+  processes[dead].kill()
+  began = time.monotonic()
+  _, told = finish([processes[1 - dead]])
+  assert time.monotonic() - began < 15
+  assert processes[1 - dead].returncode not in (0, 2, 143)
+  assert re.search("distributed service detected fatal errors|coordination service|connection closed", told[0].lower())
+  assert loop.run(tiny(train__steps=2), tmp_path / "run", quiet=True)["step"] == 2  # the lock is free
+
+
+def test_one_does_not_come(tiny, start, tmp_path):
+  joined = ["--distributed", "--coordinator=localhost:1234", "--num_processes=2", "--process_id=0", "--start_timeout=3"]
+  process = start(tiny(), *joined, f"--workdir={tmp_path / 'run'}")
+  (code,), (told,) = finish([process], 60)
+  assert code not in (0, 143)
+  assert "task" in told.lower(), told
+  assert not (tmp_path / "run").exists()
+
+
+def test_an_error_ends_both(tiny, start_two, tmp_path):
+  """A mistake that all see, and a workdir that only the first can find taken."""
+  config = tiny(data__name="digitz")
+  codes, told = finish(start_two(config, f"--workdir={tmp_path / 'run'}"))
+  assert codes == [2, 2]
+  assert all("unknown dataset 'digitz'; did you mean 'digits'?" in t for t in told)
+  assert not (tmp_path / "run").exists()
+  with workdir.lock(tmp_path / "taken"):
+    codes, told = finish(start_two(tiny(), f"--workdir={tmp_path / 'taken'}"))
+  assert codes == [5, 5], told
+  assert all("is in use by" in t for t in told)
