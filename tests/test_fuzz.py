@@ -7,12 +7,14 @@ import functools
 import io
 import json
 import math
+import pickle
 import struct
 import typing
 import zlib
 
 import numpy as np
 import pytest
+import safetensors.numpy
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -21,7 +23,7 @@ from flaxonomy.configs import base
 from flaxonomy.data import images
 from flaxonomy.data.pipeline import Info
 from flaxonomy.errors import UserError
-from flaxonomy.train import command, report, workdir
+from flaxonomy.train import command, report, weights, workdir
 
 INPUTS = {
   "images of random bytes": 1000,
@@ -443,4 +445,37 @@ def test_workdirs(file, tmp_path):
       assert isinstance(row["split"], str)
 
 
-# Weights: the last thousand inputs, through the loader of weights files, belong here.
+# Weights files.
+
+tensor = {
+  "dtype": st.sampled_from(["F32", "F16", "BF16", "I64", "BOOL", "F8_E4M3", "X", 3]),
+  "shape": st.lists(st.integers(-1, 2**40) | st.integers(0, 4), max_size=3),
+  "data_offsets": st.lists(st.integers(-1, 64) | st.integers(0, 2**63), min_size=1, max_size=3),
+}
+leaf = st.sampled_from(["params", "kernel", "a/b", "../x", "/etc/x", "a//b", "", "é", "x" * 600])
+headers = st.dictionaries(leaf | st.just("__metadata__"), st.fixed_dictionaries({}, optional=tensor), max_size=4)
+
+
+def lying(header, length, body):
+  """A safetensors file whose header says what it likes."""
+  text = json.dumps(header).encode()
+  return struct.pack("<Q", len(text) if length is None else length) + text + body
+
+
+whole = safetensors.numpy.save({"params/a": np.ones((2, 3), np.float32), "params/b/c": np.arange(4)})
+weights_files = st.one_of(
+  st.lists(damage, min_size=1, max_size=3).map(lambda changes: damaged(whole, changes)),
+  st.builds(lying, headers, st.none() | st.integers(0, 2**64 - 1), st.binary(max_size=64)),
+  st.binary(max_size=100),
+  st.sampled_from([pickle.dumps({"a": 1}), b"PK\x03\x04" + bytes(30), b"\x93NUMPY\x01\x00", b""]),
+)
+
+
+@fuzz("weights", data=weights_files)
+def test_weights(data, tmp_path):
+  path = tmp_path / "weights.safetensors"
+  path.write_bytes(data)
+  for name, array in (read(weights.read, path) or {}).items():
+    assert ".." not in name.split("/")
+    assert not name.startswith("/")
+    assert array.nbytes <= len(data)

@@ -3,6 +3,7 @@
 import csv
 import json
 import resource
+import shutil
 import subprocess
 import sys
 
@@ -170,7 +171,7 @@ MISTAKES = {
   "config of another kind": (["--config=dict.py"], "must return a Config, not dict"),
   "flag": (["--wokdir=x"], "Unknown command line flag 'wokdir'. Did you mean: workdir"),
   "argument": (["train"], "unexpected argument 'train'"),
-  "mode": (["--mode=trian"], "<train|eval|predict|export|preview>"),
+  "mode": (["--mode=trian"], "<train|eval|predict|export|preview|doctor>"),
   "task": (["--config.task=classificaton"], "unknown task 'classificaton'; did you mean 'classification'?"),
   "model": (["--config.model.name=deepconvnet"], "unknown model 'deepconvnet'; did you mean 'deep_convnet'?"),
   "model field": (["--config.model.fields.droput=.1"], "'droput'; did you mean 'dropout'?"),
@@ -201,6 +202,15 @@ MISTAKES = {
   "dtype": (["--config.train.dtype=float8"], "unknown train.dtype 'float8'"),
   "foreign folder": (["--workdir=taken"], "holds files but no run"),
   "file as folder": (["--workdir=syntax.py"], "is a file"),
+  "distributed without its flags": (["--distributed", "--num_processes=2"], "--coordinator and --process_id too"),
+  "flags without distributed": (
+    ["--process_id=1"],
+    "--coordinator, --num_processes and --process_id need --distributed",
+  ),
+  "distributed on its own": (["--distributed"], "add --coordinator=HOST:PORT --num_processes=N --process_id=I"),
+  "distributed export": (["--mode=export", "--distributed"], "--mode=export is for one process"),
+  "policy": (["--config.train.on_nan=skipp"], "unknown train.on_nan 'skipp'; did you mean 'skip'?"),
+  "bucket": (["--workdir=gs://bucket/run"], "mount the bucket"),
   "no run": (["--mode=eval", "--workdir=nothing"], "holds no run"),
   "no inputs": (["--mode=predict", "--workdir=nothing"], "--mode=predict needs --inputs="),
   "two workdirs": (["--workdir=a,b"], "takes one --workdir, not 2"),
@@ -240,3 +250,53 @@ def _processor_seconds() -> float:
   """Processor time of all finished child processes; unlike the clock it does not count what else the machine does."""
   used = resource.getrusage(resource.RUSAGE_CHILDREN)
   return used.ru_utime + used.ru_stime
+
+
+def test_doctor(root, tmp_path):
+  """A line for everything it looks at, in under 30 s of processor time, and nothing left behind."""
+  began = _processor_seconds()
+  done = launch(root, "--mode=doctor", cwd=tmp_path)
+  assert _processor_seconds() - began < 30
+  assert done.returncode == 0, done.stdout + done.stderr
+  lines = done.stdout.strip().splitlines()
+  looks = ["versions", "devices", "precision", "determinism", "disk", "checkpoint", "data", "step"]
+  assert [line.split()[:2] for line in lines[:-1]] == [["ok", look] for look in looks]
+  assert lines[-1] == "doctor: all is well"
+  assert list(tmp_path.iterdir()) == []
+
+
+def test_doctor_finds_what_is_wrong(root, tmp_path):
+  done = launch(root, "--mode=doctor", "--config.data.name=digitz", cwd=tmp_path)
+  assert done.returncode == 2
+  assert "BAD  data         unknown dataset 'digitz'; did you mean 'digits'?" in done.stdout
+  assert done.stderr.strip() == "error: doctor: data will not do; the lines above say why"
+
+
+def test_a_workdir_is_read_as_data(root, trained, tmp_path):
+  """Evaluating, predicting and exporting run nothing that someone has put into a workdir."""
+  folder = tmp_path / "run"
+  shutil.copytree(trained / "runs/0", folder)
+  marker = tmp_path / "marker"
+  trap = f"open({str(marker)!r}, 'w')"
+  for name in ("config", "sitecustomize", "conftest", "flaxonomy", "digits", "deep_convnet", "json"):
+    (folder / f"{name}.py").write_text(trap)
+  evil = f"cbuiltins\nexec\n(V{trap}\ntR.".encode()  # a pickle that runs the trap
+  for place in ("state.pkl", "checkpoints/4/state/extra.pkl", "export.pkl"):
+    (folder / place).write_bytes(evil)
+  Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / "photo.png")
+  for arguments in (["--mode=eval"], ["--mode=predict", f"--inputs={tmp_path}/photo.png"], ["--mode=export"]):
+    done = launch(root, *arguments, f"--workdir={folder}", cwd=folder)
+    assert done.returncode == 0, done.stderr
+  assert not marker.exists()
+
+
+@pytest.mark.parametrize("values", [{"name": "../../etc/passwd"}, {"name": "os:path"}])
+def test_names_in_a_workdir_stay_inside(root, trained, tmp_path, values):
+  folder = tmp_path / "run"
+  shutil.copytree(trained / "runs/0", folder)
+  config = json.loads((folder / "config.json").read_text())
+  config["data"] |= values
+  (folder / "config.json").write_text(json.dumps(config))
+  done = launch(root, "--mode=eval", f"--workdir={folder}", cwd=tmp_path)
+  assert done.returncode == 2, done.stderr
+  assert "unknown dataset" in done.stderr

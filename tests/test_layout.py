@@ -57,6 +57,27 @@ def test_who_knows_whom(root):
         assert parts[0] in MODELS_MAY_USE, f"{path} must know jax and flax only, not {name}"
 
 
+RUNS_CODE = {  # modules that load code or write where an archive says
+  "pickle", "cloudpickle", "dill", "marshal", "shelve", "joblib", "torch", "yaml", "tarfile", "zipfile", "msgpack",
+}  # fmt: skip
+
+
+def test_nothing_that_is_read_can_run_code(root):
+  """No loader of pickles, archives or code in the package: what a workdir or a file holds stays data."""
+  for _, path in sources(root):
+    names = {name.split(".")[0] for name in imports(path)}
+    assert not names & RUNS_CODE, f"{path} imports {names & RUNS_CODE}"
+    for node in ast.walk(ast.parse(path.read_text())):
+      if isinstance(node, ast.Call):
+        called = ast.unparse(node.func)
+        assert called not in {"eval", "exec", "compile", "__import__", "np.load", "numpy.load"}, (
+          f"{path} calls {called}"
+        )
+        if called == "importlib.import_module":  # from literal tables only
+          tables = {"models/__init__.py", "train/tasks/__init__.py", "data/sources.py"}
+          assert path.relative_to(root).as_posix() in tables
+
+
 def test_no_circles(root):
   edges = {}
   for _, path in sources(root):

@@ -5,6 +5,7 @@ Figures are made with matplotlib's objects and never through pyplot, which keeps
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from PIL import Image, ImageDraw, ImageFont
 
 RED, INK = "#c0392b", "#222222"
@@ -21,20 +22,26 @@ def gallery(images, titles=None, wrong=None, heading: str = "", columns: int = 8
     columns: images in a row.
   """
   rows = -(-len(images) // columns)
-  figure = Figure(figsize=(1.3 * columns, (1.5 if titles else 1.3) * rows + 0.5), layout="constrained")
-  axes = figure.subplots(rows, columns, squeeze=False).reshape(-1)
-  for i, axis in enumerate(axes):
-    axis.set_xticks([])
-    axis.set_yticks([])
-    if i >= len(images):
-      axis.set_axis_off()
-      continue
-    axis.imshow(images[i].squeeze(), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
-    colour = RED if wrong is not None and wrong[i] else INK
-    axis.spines[:].set(color=colour, linewidth=2.5 if colour == RED else 0.5)
+  height, width = images[0].shape[:2]
+  zoom = max(1, 96 // max(height, width))
+  gap = max(4, zoom * max(height, width) // 12)
+  top = gap + (2 * gap if titles else 0)
+  down, across = zoom * height + top, zoom * width + gap
+  canvas = np.full((rows * down + gap, columns * across + gap, 3), 255, np.uint8)
+  inches = 1.3 * columns
+  figure = Figure(figsize=(inches, inches * canvas.shape[0] / canvas.shape[1] + 0.35))
+  axis = figure.add_axes((0, 0, 1, 1 - 0.35 / figure.get_figheight()))
+  axis.set_axis_off()
+  for i, image in enumerate(images):
+    y, x = i // columns * down + top, i % columns * across + gap
+    canvas[y : y + zoom * height, x : x + zoom * width] = image.repeat(zoom, 0).repeat(zoom, 1)
+    bad = wrong is not None and wrong[i]
+    if bad:
+      axis.add_patch(Rectangle((x - 1, y - 1), zoom * width + 1, zoom * height + 1, fill=False, ec=RED, lw=2.5))
     if titles:
-      axis.set_title(titles[i], fontsize=8, color=colour)
-  figure.suptitle(heading, fontsize=10)
+      axis.text(x + zoom * width / 2, y - gap / 2, titles[i], fontsize=8, ha="center", color=RED if bad else INK)
+  axis.imshow(canvas, interpolation="nearest", aspect="auto")
+  figure.suptitle(heading, fontsize=10, y=1 - 0.08 / figure.get_figheight())
   return figure
 
 
