@@ -10,6 +10,8 @@ python launch.py --mode=doctor                                is this machine fi
 python launch.py --list
 """
 
+import os
+import signal
 import sys
 import traceback
 from pathlib import Path
@@ -41,6 +43,8 @@ _DEBUG = flags.DEFINE_bool("debug", False, "Show tracebacks of user errors.")
 
 def main() -> None:
   """Runs the command line and exits with its code, see errors.py."""
+  for signum in (signal.SIGINT, signal.SIGTERM):  # outside of a run, and while it leaves; inside, train/watch.py
+    signal.signal(signum, lambda signum, frame: os._exit(128 + signum))
   code = 0
   try:
     _run(sys.argv)

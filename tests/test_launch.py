@@ -51,6 +51,7 @@ def test_more_steps_go_on(root, trained):
   more = launch(root, "--workdir=runs/1", "--config.train.steps=6", cwd=trained)
   assert more.returncode == 0, more.stderr
   assert "resuming at step 4" in more.stderr
+  assert "schedule now ends at 6" in more.stdout
   assert json.loads((trained / "runs/1/result.json").read_text())["step"] == 6
 
 

@@ -8,7 +8,6 @@ written just before the folder gets its name, and is checked against it before i
 import contextlib
 import itertools
 import json
-import re
 import shutil
 import zlib
 from pathlib import Path
@@ -113,8 +112,6 @@ class Checkpoints:
       "position": ocp.args.JsonSave(position | {"checksums": True}),
       "config": ocp.args.JsonSave(config),
     }
-    if not all(re.fullmatch(r"[A-Za-z0-9_-]+", name) for name in items):  # Orbax takes "../x" for a name
-      raise ValueError(f"item names must be plain: {sorted(items)}")
     self._saving = step
     try:
       self._manager.save(step, args=ocp.args.Composite(**items), force=True)

@@ -7,12 +7,16 @@ import importlib.util
 import json
 import math
 import os
+import re
 import sys
 import time
 from pathlib import Path
 
 from flaxonomy.errors import missing_extra
 from flaxonomy.train import figures
+
+
+PLAIN = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*")  # names that cannot lead out of a folder
 
 
 def write_text(path: Path, text: str) -> None:
@@ -169,6 +173,8 @@ def _duration(seconds: float) -> str:
 def save_figures(folder: Path, named: dict) -> None:
   """Writes {file name: figure} as PNG files, each whole or not at all."""
   for name, figure in named.items():
+    if not PLAIN.fullmatch(name):
+      raise ValueError(f"the name of a picture must be plain, not {name!r}")
     partial = folder / f"{name}.partial"
     figure.savefig(partial, format="png", dpi=100)
     os.replace(partial, folder / name)

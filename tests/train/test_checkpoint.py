@@ -45,6 +45,21 @@ def test_lower_may_be_better(tmp_path):
   reopened.close()
 
 
+def test_the_best_survives_a_resume(tmp_path):
+  """What was measured is read back, and the best step is neither forgotten nor deleted."""
+  for first in (1, 4):
+    saves = checkpoint.Checkpoints(tmp_path, keep_last=1, keep_best=1, best="accuracy")
+    for at in range(first, first + 3):
+      saves.save(at, state(at), {}, {})
+      saves.measured(at, {"accuracy": 0.9 if at == 2 else 0.1 * at})
+      saves.poll(wait=True)
+    saves.close()
+  reopened = checkpoint.Checkpoints(tmp_path, best="accuracy", read_only=True)
+  assert reopened.best_step() == reopened.choose("best") == 2
+  assert 2 in reopened.steps()
+  reopened.close()
+
+
 def test_everything_of_a_step_lies_in_one_folder(tmp_path):
   saves = checkpoint.Checkpoints(tmp_path)
   saves.save(7, state(7), {"next_position": 70}, {"seed": 1})

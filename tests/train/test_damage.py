@@ -1,6 +1,8 @@
 """What happens to a workdir when the disk, another program or another run harms it."""
 
+import json
 import os
+import re
 import resource
 import shutil
 import signal
@@ -281,6 +283,25 @@ def test_one_run_a_workdir(tiny, start, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["with space", "überraschung 図", "deep/er/still", "trailing/"])
+def test_an_unreadable_image_ends_with_code_3(tiny, start, tmp_path):
+  """Found while training; status.json says the same."""
+  from PIL import Image
+
+  for i in range(40):
+    path = tmp_path / f"photos/{'cat' if i % 2 else 'dog'}/{i}.png"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.full((8, 8), 6 * i, np.uint8)).save(path)
+  (tmp_path / "photos/cat/7.png").write_bytes(b"no image")
+  data = {"data__name": "folder", "data__data_dir": str(tmp_path / "photos"), "data__image_size": (8, 8)}
+  config = tiny(**data, data__on_device=False, data__batch_size=2, train__steps=10**4)
+  process = start(config, f"--workdir={tmp_path / 'run'}")
+  last = process.communicate(timeout=60)[1].strip().splitlines()[-1]
+  assert process.returncode == 3, last
+  assert re.match(r"error: example \d+ of split '\w+' of dataset 'folder': cannot read image '.*/cat/7.png'", last)
+  status = json.loads((tmp_path / "run/status.json").read_text())
+  assert (status["state"], status["exit_code"]) == ("failed", 3)
+
+
 def test_workdirs_of_any_name(tiny, tmp_path, monkeypatch, name):
   monkeypatch.chdir(tmp_path)
   config = tiny(train__steps=2)

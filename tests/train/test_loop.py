@@ -1,6 +1,10 @@
 """The loop: what it leaves, resuming bit for bit, running twice in one process, other tasks through it unchanged."""
 
+import concurrent.futures
 import json
+import re
+import shutil
+import signal
 import subprocess
 import sys
 
@@ -179,10 +183,11 @@ def test_progress_on_a_terminal_and_elsewhere(capsys):
   for stream in (live, plain):
     progress = report.Progress(100, 0, 32, stream, every=0.0)
     progress._every = 0.0
+    progress.waited = 100.0
     progress.update(50, {"loss": 1.5, "accuracy": 0.25})
   assert live.getvalue().startswith("\r\x1b[Kstep 50/100  loss 1.5000  accuracy 0.2500  ")
   assert not live.getvalue().endswith("\n")
-  assert plain.getvalue().endswith("left\n")
+  assert re.search(r"left  data wait \d+%\n$", plain.getvalue())
   assert "examples/s" in plain.getvalue()
 
 
@@ -201,3 +206,60 @@ def test_tensorboard_events(tiny, tmp_path):
   pytest.importorskip("tensorboardX")
   loop.run(tiny(train__tensorboard=True, train__steps=2), tmp_path / "run", quiet=True)
   assert list((tmp_path / "run/tensorboard").glob("events.*"))
+
+
+def test_a_run_of_the_first_version_goes_on(tiny, root, tmp_path):
+  """Six steps made before there were checksums, kept as files; six more here equal twelve made here."""
+  folder = tmp_path / "run"
+  shutil.copytree(root / "tests/goldens/first_run", folder)
+  config = tiny()
+  assert loop.run(config, folder, quiet=True)["step"] == 12
+  loop.run(config, tmp_path / "whole", quiet=True)
+  losses = [[r["loss"] for r in report.read_metrics(path)] for path in (folder, tmp_path / "whole")]
+  np.testing.assert_allclose(*losses, rtol=1e-5)  # made by another machine, perhaps
+  assert (folder / "checkpoints/6").is_dir()
+
+
+def test_other_numbers_of_devices_go_on(tiny, tmp_path):
+  """Four, two, one and four devices again: the state is read as it was, the losses are those of four throughout."""
+  config = tiny(train__devices=4, train__checkpoint_every=3, train__eval_every=12)
+  loop.run(config, tmp_path / "whole", quiet=True)
+  for steps, devices in ((3, 4), (6, 2), (9, 1), (12, 4)):
+    part = base.override(config, {"train.steps": steps, "train.devices": devices})
+    loop.run(part, tmp_path / "parts", quiet=True)
+  losses = [
+    [r["loss"] for r in report.read_metrics(tmp_path / name) if r["split"] == "train"] for name in ("parts", "whole")
+  ]
+  np.testing.assert_allclose(*losses, rtol=1e-5)
+
+
+def test_accumulated_steps_resume(tiny, assert_same_run, tmp_path):
+  config = tiny(train__accumulate=4, train__checkpoint_every=3, train__eval_every=12)
+  loop.run(config, tmp_path / "whole", quiet=True)
+  loop.run(base.override(config, {"train.steps": 3, "train.eval_every": 3}), tmp_path / "parts", quiet=True)
+  loop.run(config, tmp_path / "parts", quiet=True)
+  rows = [row for row in report.read_metrics(tmp_path / "parts") if (row["step"], row["split"]) != (3, "test")]
+  report.write_text(tmp_path / "parts/metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+  assert_same_run(tmp_path / "parts", tmp_path / "whole")
+
+
+def test_a_run_in_a_thread(tiny, tmp_path):
+  """Where Python lets nobody handle signals."""
+  with concurrent.futures.ThreadPoolExecutor(1) as pool:
+    assert pool.submit(loop.run, tiny(train__steps=2), tmp_path / "run", quiet=True).result()["step"] == 2
+
+
+def test_signal_handlers_are_put_back(tiny, tmp_path):
+  before = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)]
+  loop.run(tiny(train__steps=2), tmp_path / "run", quiet=True)
+  assert [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)] == before
+  assert signal.set_wakeup_fd(-1) == -1
+
+
+def test_names_of_pictures_stay_inside(tmp_path):
+  from matplotlib.figure import Figure
+
+  for name in ("../x.png", "/x.png", "a/b.png", "..", ""):
+    with pytest.raises(ValueError, match="plain"):
+      report.save_figures(tmp_path, {name: Figure()})
+  assert not list(tmp_path.parent.glob("*.png*"))

@@ -1,6 +1,7 @@
 """Several processes of one run, on the loopback interface: same numbers, one writer, one end."""
 
 import json
+import os
 import re
 import signal
 import socket
@@ -121,6 +122,19 @@ def test_when_one_is_killed_the_other_ends(tiny, start_two, tmp_path, dead):
   assert processes[1 - dead].returncode not in (0, 2, 143)
   assert re.search("distributed service detected fatal errors|coordination service|connection closed", told[0].lower())
   assert loop.run(tiny(train__steps=2), tmp_path / "run", quiet=True)["step"] == 2  # the lock is free
+
+
+def test_slurm_is_found_by_itself(tiny, start, tmp_path):
+  """Nothing but --distributed, in an environment such as Slurm makes."""
+  config = tiny(train__devices=None, train__cpu_devices=2, train__steps=2)
+  job = {"SLURM_JOB_ID": str(os.getpid()), "SLURM_STEP_NODELIST": "localhost", "SLURM_NTASKS": "2"}
+  processes = [
+    start(config, "--distributed", f"--workdir={tmp_path / 'run'}", env=job | {"SLURM_PROCID": i, "SLURM_LOCALID": i})
+    for i in "01"
+  ]
+  codes, told = finish(processes)
+  assert codes == [0, 0], told
+  assert "4 x cpu in 2 processes" in told[0]
 
 
 def test_one_does_not_come(tiny, start, tmp_path):

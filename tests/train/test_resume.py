@@ -121,6 +121,15 @@ def test_the_newest_checkpoint_stands_when_time_is_up(tiny, start, assert_same_r
   assert_same_run(folder, tmp_path / "whole")
 
 
+@pytest.mark.parametrize("signum, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_before_the_run(tiny, start, tmp_path, signum, code):
+  """While the command line is still being read."""
+  process = start(tiny(), patch='import time\nfrom pathlib import Path\nPath("here").touch()\ntime.sleep(30)')
+  wait_for(lambda: (tmp_path / "here").exists(), process)
+  process.send_signal(signum)
+  assert finish(process) == (code, "")
+
+
 def test_stopped_while_it_compiles(tiny, start, tmp_path):
   folder = tmp_path / "run"
   config = tiny(model__fields={}, data__image_size=(28, 28), train__steps=500)
