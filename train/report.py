@@ -15,7 +15,6 @@ from pathlib import Path
 from flaxonomy.errors import missing_extra
 from flaxonomy.train import figures
 
-
 PLAIN = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*")  # names that cannot lead out of a folder
 
 
