@@ -13,7 +13,6 @@ python launch.py --list
 import os
 import signal
 import sys
-import traceback
 from pathlib import Path
 
 # `python launch.py` puts this folder first on the path, where `models` and `train` would shadow other packages.
@@ -53,11 +52,10 @@ def main() -> None:
       raise
     print(f"{'error: ' if isinstance(error, UserError) else ''}{error}", file=sys.stderr)
     code = error.exit_code
-  except Exception:
+  except Exception as error:
     if not flags.FLAGS.is_parsed() or not _DISTRIBUTED.value:
       raise
-    traceback.print_exc()
-    code = 1
+    code = command.broken(error)
   if flags.FLAGS.is_parsed() and _DISTRIBUTED.value:
     command.leave(code)
   sys.exit(code)

@@ -60,7 +60,7 @@ class Data:
   on_device_limit: int = 512  # MiB of decoded examples
   workers: int = 0  # Grain worker processes; 0 reads with threads
   on_error: str = "raise"  # at an example that cannot be read: "raise", or "skip" it with a warning
-  error_limit: Optional[int] = None  # so many may be skipped; None: one in a thousand, and one at least
+  error_limit: Optional[int] = None  # most skipped ones in each process; None: one in a thousand, at least one
   mean: tuple[float, ...] = (0.0,)  # subtracted after scaling to [0, 1], for each channel or for all
   std: tuple[float, ...] = (1.0,)  # divided by after that
   augment: Augment = field(default_factory=Augment)

@@ -4,7 +4,7 @@
 #   scripts/tpu_pod.sh NAME ZONE TYPE WORKDIR [arguments of launch.py]
 #   scripts/tpu_pod.sh run1 us-central2-b v4-32 /mnt/shared/run1 --config=configs/mnist.py
 #
-# WORKDIR must be the same folder on every worker: a Filestore share, or a bucket mounted with gcsfuse.
+# WORKDIR must be the same folder on every worker, such as a Filestore share.
 set -euo pipefail
 name=$1 zone=$2 type=$3 workdir=$4
 shift 4
@@ -20,4 +20,4 @@ tpu tpu-vm ssh "$name" --worker=all --command="cd flaxonomy && python3 -m venv .
   .venv/bin/pip install -q -c constraints.txt -e '.[tpu]'"
 # Every worker runs the same line. SIGTERM to one of them makes all save the same step and leave with code 143.
 tpu tpu-vm ssh "$name" --worker=all \
-  --command="cd flaxonomy && .venv/bin/python launch.py --distributed --workdir='$workdir' $(printf '%q ' "$@")"
+  --command="cd flaxonomy && .venv/bin/python launch.py --distributed --workdir='$workdir' ${*:+$(printf '%q ' "$@")}"

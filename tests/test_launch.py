@@ -211,7 +211,7 @@ MISTAKES = {
   "distributed on its own": (["--distributed"], "add --coordinator=HOST:PORT --num_processes=N --process_id=I"),
   "distributed export": (["--mode=export", "--distributed"], "--mode=export is for one process"),
   "policy": (["--config.train.on_nan=skipp"], "unknown train.on_nan 'skipp'; did you mean 'skip'?"),
-  "bucket": (["--workdir=gs://bucket/run"], "mount the bucket"),
+  "bucket": (["--workdir=gs://bucket/run"], "a bucket has no locks"),
   "no run": (["--mode=eval", "--workdir=nothing"], "holds no run"),
   "no inputs": (["--mode=predict", "--workdir=nothing"], "--mode=predict needs --inputs="),
   "two workdirs": (["--workdir=a,b"], "takes one --workdir, not 2"),

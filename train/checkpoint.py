@@ -8,12 +8,14 @@ written just before the folder gets its name, and is checked against it before i
 import contextlib
 import itertools
 import json
+import os
 import shutil
 import zlib
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
 
 from flaxonomy.errors import DataError, NumericError, UserError, first_line, unknown, warn
@@ -30,6 +32,22 @@ class _Manager(ocp.CheckpointManager):
 
   def reached_preemption(self, step: int) -> bool:
     return False
+
+  def _finalize(self, step, steps_to_remove):
+    if jax.process_count() > 1:
+      try:
+        self._non_blocking_metadata_store.wait_until_finished()
+        self._wait_for_checkpointers()
+      except Exception as error:
+        _end_if_several(error)
+    super()._finalize(step, steps_to_remove)
+
+
+def _end_if_several(error):
+  """A write that fails in one of several processes would leave all waiting for one another: it ends this one."""
+  if jax.process_count() > 1:
+    warn(f"a checkpoint could not be written: {first_line(error)}; this process ends, and the others with it")
+    os._exit(UserError.exit_code)
 
 
 class Checkpoints:
@@ -52,7 +70,10 @@ class Checkpoints:
     self.metrics = self._read_metrics()
     if not read_only and processes.first():
       self._clear("*")
-    self._manager = _Manager(
+    self._manager = self._open()
+
+  def _open(self):
+    return _Manager(
       self._folder,
       item_handlers={
         "state": ocp.StandardCheckpointHandler(),
@@ -61,8 +82,8 @@ class Checkpoints:
       },
       options=ocp.CheckpointManagerOptions(
         preservation_policy=self,
-        create=not read_only,
-        read_only=read_only,
+        create=not self._read_only,
+        read_only=self._read_only,
         async_options=ocp.AsyncOptions(post_finalization_callback=self._write_sums),
       ),
     )
@@ -86,7 +107,10 @@ class Checkpoints:
     """Takes down what was measured at a step."""
     self.metrics[step] = metrics
     if processes.first():
-      write_text(self._folder / "metrics.json", json.dumps(self.metrics) + "\n")
+      try:
+        write_text(self._folder / "metrics.json", json.dumps(self.metrics) + "\n")
+      except OSError as error:  # it is written whole the next time
+        warn(f"cannot write to {str(self._folder)!r}: {error.strerror}")
 
   def save(self, step: int, state, position: dict, config: dict) -> bool:
     """Starts saving a step; does nothing if it is saved already.
@@ -99,7 +123,7 @@ class Checkpoints:
       UserError: it was not possible the last time either.
     """
     self.poll(wait=True)
-    if step in self._manager.all_steps():
+    if processes.together(lambda: step in self._manager.all_steps()):
       return True
     if bad := not_finite(state):
       raise NumericError(f"step {step} is not saved: {bad[0]} and {len(bad) - 1} other leaves are not finite")
@@ -116,6 +140,7 @@ class Checkpoints:
     try:
       self._manager.save(step, args=ocp.args.Composite(**items), force=True)
     except (OSError, ValueError) as error:
+      _end_if_several(error)
       return self._failed(step, first_line(error))
     return True
 
@@ -141,13 +166,15 @@ class Checkpoints:
 
   def _failed(self, step, reason) -> bool:
     self._saving, self._failures = None, self._failures + 1
-    if processes.first():
-      self._clear(step)
-    self._manager.reload()
+    with contextlib.suppress(Exception):  # it would tell of the same failure at every save to come
+      self._manager.close()
+    self._clear(step)
+    self._manager = self._open()
     whole = f"saved steps: {', '.join(map(str, self.steps())) or 'none'}"
     if self._failures > 1:
       raise UserError(f"two checkpoints in a row could not be written, the last at step {step}: {reason}; {whole}")
-    warn(f"checkpoint {step} could not be written: {reason}; {whole}; training goes on until the next")
+    if processes.first():
+      warn(f"checkpoint {step} could not be written: {reason}; {whole}; training goes on until the next")
     return False
 
   def _clear(self, step):
@@ -169,7 +196,8 @@ class Checkpoints:
       DataError: the step is damaged.
       UserError: the saved state has other leaves, shapes or types.
     """
-    if reason := processes.together(lambda: damage(self._folder / str(step))):
+    known = step in self._sound
+    if not known and (reason := processes.together(lambda: damage(self._folder / str(step)))):
       sound = [s for s in self.steps() if s != step]
       raise DataError(f"checkpoint {step} of {str(self._folder)!r} is damaged: {reason}; others: {sound}")
     self._check(step, like)
@@ -194,12 +222,19 @@ class Checkpoints:
         f"no checkpoint of {str(self._folder)!r} is whole: {reasons}; put one back, or type another --workdir"
       )
     for step, reason in damaged:
-      name = processes.together(lambda step=step: self._set_aside(step))
-      if processes.first():
-        warn(f"checkpoint {step} is damaged ({reason}); {name}, going back to {found}")
-    if damaged and not self._read_only:
-      self._manager.reload()
+      self.set_aside(step, f"is damaged ({reason})", f", going back to {found}")
+    if found is not None:
+      self._sound.add(found)
     return found
+
+  def set_aside(self, step: int, reason: str, then: str = "") -> None:
+    """Renames a step to STEP.corrupt, so that nothing takes it for one, and says so."""
+    name = processes.together(lambda: self._set_aside(step))
+    if processes.first():
+      warn(f"checkpoint {step} {reason}; {name}{then}")
+    if not self._read_only:
+      self._manager.reload()
+    self._sound.discard(step)
 
   def _search(self):
     """(newest whole step or None, [[damaged step, reason], ...] from the newest on)."""
@@ -241,10 +276,17 @@ class Checkpoints:
     """Drops the metrics measured after a step."""
     self.metrics = {at: metrics for at, metrics in self.metrics.items() if at <= step}
 
+  def last(self) -> int | None:
+    """The newest step, once what is under way has been written; None if there is none."""
+    self.poll(wait=True)
+    return max(self.steps(), default=None)
+
   def close(self) -> None:
-    """Finishes what is under way and lets go of the folder."""
+    """Finishes what is under way and lets go of the folder. What fails is told; it hides no other error."""
     try:
       self.poll(wait=True)
+    except UserError as error:
+      warn(str(error))
     finally:
       with contextlib.suppress(OSError, ValueError):  # what failed has been told
         self._manager.close()
@@ -293,10 +335,15 @@ class Checkpoints:
       )
 
 
+@jax.jit
+def _finite(leaves):
+  return jnp.stack([jnp.isfinite(x).all() for x in leaves])
+
+
 def not_finite(tree) -> list[str]:
   """Paths of the leaves that hold a NaN or an infinity."""
   leaves = [(path, x) for path, x in jax.tree_util.tree_leaves_with_path(tree) if jnp.issubdtype(x.dtype, jnp.floating)]
-  finite = jax.jit(lambda xs: jnp.stack([jnp.isfinite(x).all() for x in xs]))([x for _, x in leaves]) if leaves else []
+  finite = np.asarray(_finite([x for _, x in leaves])) if leaves else []
   return [jax.tree_util.keystr(path, simple=True, separator="/") for (path, _), ok in zip(leaves, finite) if not ok]
 
 

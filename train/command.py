@@ -18,7 +18,7 @@ from ml_collections import config_flags
 
 from flaxonomy import configs
 from flaxonomy.configs import base
-from flaxonomy.errors import UserError, unknown
+from flaxonomy.errors import UserError, first_line, unknown
 
 CONFIGS = Path(configs.__file__).parent
 DEFAULT = CONFIGS / "digits.py"
@@ -55,7 +55,7 @@ def prepare(argv: list[str]) -> tuple[list[str], dict[str, Any]]:
 
 
 def _is_file(path: str) -> bool:
-  return os.path.isfile(path)  # noqa: PTH113  False, and no error, for a name too long or a folder that is closed to us
+  return os.path.isfile(path)  # noqa: PTH113 - False, and no error, for a name too long or a folder that is closed to us
 
 
 def _near(path: str) -> list[str]:
@@ -148,7 +148,7 @@ def resolve(flag, fields: dict, named: bool, workdir: str | None, mode: str) -> 
   folders = [f for f in (workdir or f"runs/{Path(path.split(':', 1)[0]).stem}").split(",") if f]
   if len(folders) > 1 and mode != "eval":
     raise UserError(f"--mode={mode} takes one --workdir, not {len(folders)}; several make an ensemble with --mode=eval")
-  if not named and (Path(folders[0]).expanduser() / "config.json").exists():
+  if not named and _is_file(str(Path(folders[0]).expanduser() / "config.json")):
     from flaxonomy.train import workdir as workdirs
 
     config = base.override(workdirs.load_config(workdirs.absolute(folders[0])), changes)
@@ -205,6 +205,15 @@ def _hush(logging) -> None:
   logging.set_verbosity(logging.FATAL)
   standard_logging.getLogger("asyncio").setLevel(standard_logging.CRITICAL)
   warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
+
+
+def broken(error: Exception) -> int:
+  """Tells of an error that ends one of several processes, and gives the exit code."""
+  if re.search("gloo|connection|coordination", str(error), re.IGNORECASE):
+    print(f"error: lost another process of this run: {first_line(error)}", file=sys.stderr)
+  else:
+    traceback.print_exception(error)
+  return 1
 
 
 def leave(code: int) -> None:

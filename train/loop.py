@@ -20,7 +20,7 @@ from jax.sharding import PartitionSpec as P
 
 from flaxonomy.configs import base
 from flaxonomy.data import pipeline
-from flaxonomy.errors import DataError, Preempted, UserError, unknown
+from flaxonomy.errors import DataError, Preempted, UserError, unknown, warn
 from flaxonomy.train import checkpoint, evaluation, numbers, processes, report, step, tasks
 from flaxonomy.train import workdir as workdirs
 from flaxonomy.train.log import Log
@@ -47,16 +47,16 @@ def run(config: base.Config, workdir: str | Path, *, quiet: bool = False) -> dic
   began = time.monotonic()
   config = base.validate(copy.deepcopy(config))
   folder = workdirs.absolute(workdir)
-  workdirs.check(folder, config)
-  if (result := workdirs.finished(folder, config.train.steps)) is not None:
+  processes.together(lambda: workdirs.check(folder, config))
+  if (result := processes.together(lambda: workdirs.finished(folder, config.train.steps))) is not None:
     return result
-  with workdirs.lock(folder), Watch(functools.partial(workdirs.ended, folder)) as watch:
-    workdirs.check(folder, config)
+  leaving = functools.partial(workdirs.ended, folder)
+  with workdirs.lock(folder), Watch(leaving) as watch, workdirs.ending(folder):
+    processes.together(lambda: workdirs.check(folder, config))
     session = processes.agree(lambda: prepare(config))
-    workdirs.check_data(folder, session.info)
+    processes.together(lambda: workdirs.check_data(folder, session.info))
     processes.together(lambda: workdirs.create(folder, config, session.info))
-    with workdirs.ending(folder):
-      result = _train(session, folder, began, quiet, watch)
+    result = _train(session, folder, began, quiet, watch)
     workdirs.ended(folder, 0, "", result["step"])
     return result
 
@@ -200,8 +200,9 @@ def _train(session: Session, folder: Path, began: float, quiet: bool, watch: Wat
       try:
         return _stretch(run, state, at)
       except numbers.Rollback:
-        saves.poll(wait=True)
-        state, at, _ = _start(session, saves)
+        with watch.rest():
+          saves.poll(wait=True)
+          state, at, _ = _start(session, saves)
   finally:
     saves.close()
 
@@ -212,8 +213,18 @@ def _start(session: Session, saves: checkpoint.Checkpoints) -> tuple[State, int,
   if newest is None:
     state, at, position = initial_state(session), 0, {}
   else:
-    state, position = saves.restore(newest, abstract_state(session.task, session.mesh))
+    try:
+      like = abstract_state(session.task, session.mesh)
+      state, position = processes.agree(lambda: saves.restore(newest, like))
+    except DataError as error:  # its sums are right, or it has none, and yet it cannot be read
+      saves.set_aside(newest, str(error))
+      return _start(session, saves)
     at = position["next_position"] // position["batch_size"]
+  if at > session.config.train.steps:
+    raise UserError(
+      f"the run has made {at} steps, and config field 'train.steps' is {session.config.train.steps}; type more, or "
+      "another --workdir"
+    )
   saves.forget(at)
   return state, at, position
 
@@ -229,15 +240,14 @@ def _stretch(run: _Run, state: State, at: int) -> dict:
   steps, most = config.train.steps, steps_per_dispatch(config)
   eval_every = config.train.eval_every or max(1, steps // 10)
   save_every = config.train.checkpoint_every or eval_every
-  newest = lambda: max(run.saves.steps(), default=None)
-  see = lambda step, bad, row: run.health.see(step, bad, row, newest)
+  see = lambda step, bad, row: run.health.see(step, bad, row, run.saves.last)
   due = lambda at: at > 0 and (at % eval_every == 0 or at == steps)
-  spans = list(_spans(at, steps, most, (eval_every, save_every), run.health.left_out))
-  items = run.session.train.train_items((span for span in spans if span[1]), most)
+  spans = functools.partial(_spans, at, steps, most, (eval_every, save_every), run.health.left_out)
+  items = run.session.train.train_items((span for span in spans() if span[1]), most)
   log = Log(run.session, run.folder, at, at in run.saves.metrics, run.quiet, see)
   try:
     whole = not due(at) or at in run.saves.metrics or _measure(run, log, state, at)
-    for first, count in spans if whole else ():
+    for first, count in spans() if whole else ():
       if run.watch.stop():
         break
       if count:
@@ -331,10 +341,13 @@ def _finish(run: _Run, log: Log, at: int) -> dict:
 def _stop(run: _Run, log: Log, state: State, at: int) -> NoReturn:
   """Saves, and raises Preempted."""
   name = signal.Signals(run.watch.signum).name
-  if at > 0:
-    _save(run, log, state, at)
-    run.saves.poll(wait=True)
-  saved = max(run.saves.steps(), default=None)
+  try:
+    if at > 0:
+      _save(run, log, state, at)
+      run.saves.poll(wait=True)
+  except UserError as error:  # the older ones stand, and the run can be gone on with
+    warn(str(error))
+  saved = run.saves.last()
   where = "before the first step" if at == 0 else f"at step {at} of {run.session.config.train.steps}"
   kept = "nothing was saved yet" if saved is None else f"saved at step {saved}"
   log.saved(saved or 0)

@@ -20,6 +20,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from flaxonomy.errors import NumericError, warn
+from flaxonomy.train import processes
 from flaxonomy.train.sharding import DATA
 
 BAD = "bad_leaf"  # the metric: number of the first leaf that is not finite, -1 if all are
@@ -45,7 +46,8 @@ def guarded(train_step, skip: bool):
   def step(state, batch):
     new, metrics = train_step(state, batch)
     finite = jnp.stack([jnp.isfinite(x).all() for _, x in _floats((new, metrics))])
-    bad = lax.pmax(jnp.where(finite.all(), -1, jnp.argmin(finite)), DATA).astype(jnp.int32)
+    first = lax.pmin(jnp.where(finite.all(), finite.size, jnp.argmin(finite)), DATA)
+    bad = jnp.where(first == finite.size, -1, first).astype(jnp.int32)
     if skip:
       kept = jax.tree.map(lambda before, after: jnp.where(bad < 0, after, before), state, new)
       new = kept.replace(step=new.step)
@@ -116,9 +118,9 @@ class Health:
     if recent >= self._limit:
       raise NumericError(f"{told}; {recent} bad steps among the last {WINDOW}, train.nan_limit is {self._limit}")
     if self.policy == "rollback":
-      warn(f"{told}; going back to it, and on without that batch ({recent} of at most {self._limit - 1})")
+      _warn(f"{told}; going back to it, and on without that batch ({recent} of at most {self._limit - 1})")
       raise Rollback
-    warn(f"{told}; skipped ({recent} of at most {self._limit - 1})")
+    _warn(f"{told}; skipped ({recent} of at most {self._limit - 1})")
 
   def _describe(self, step, bad, row, last_good) -> str:
     wrong = ", ".join(f"{name} {value}" for name, value in row.items() if not math.isfinite(value))
@@ -137,8 +139,13 @@ class Health:
     self._losses.append(loss)
     if self._usual and loss > 3 * self._usual[0] and loss > self._usual[0] + 30 * self._usual[1]:
       middle, spread = self._usual
-      warn(f"step {step}: loss {loss:.4g}, where the last {len(self._losses)} steps had {middle:.4g} +- {spread:.2g}")
+      _warn(f"step {step}: loss {loss:.4g}, where the last {len(self._losses)} steps had {middle:.4g} +- {spread:.2g}")
       self._usual = None
     if step % 50 == 0 and len(self._losses) == self._losses.maxlen:
       middle = statistics.median(self._losses)
       self._usual = middle, statistics.median(abs(x - middle) for x in self._losses)
+
+
+def _warn(line):
+  if processes.first():  # all come to the same verdict
+    warn(line)

@@ -7,6 +7,8 @@ in the first process, tells them who is there, and ends the others when one dies
 import json
 import os
 import sys
+import threading
+import traceback
 from collections.abc import Callable
 from typing import Any
 
@@ -41,12 +43,15 @@ def start(coordinator: str | None, num_processes: int | None, process_id: int | 
     raise UserError(f"--process_id must be from 0 to {num_processes - 1}, not {process_id}")
   if not missing and not coordinator.rpartition(":")[2].isdigit():
     raise UserError(f"--coordinator must be HOST:PORT, not {coordinator!r}")
+  waiting = threading.Timer(timeout, _alone, [timeout])  # JAX's own end of waiting is an abort with a stack trace
+  waiting.daemon = True
+  waiting.start()
   try:
     jax.distributed.initialize(
       coordinator,
       num_processes,
       process_id,
-      initialization_timeout=timeout,
+      initialization_timeout=timeout + 60,
       heartbeat_timeout_seconds=HEARTBEAT,
       shutdown_timeout_seconds=SHUTDOWN,
     )
@@ -57,6 +62,14 @@ def start(coordinator: str | None, num_processes: int | None, process_id: int | 
     ) from None
   except RuntimeError as error:
     raise UserError(f"--distributed: the processes did not come together: {errors.first_line(error)}") from None
+  finally:
+    waiting.cancel()
+
+
+def _alone(timeout):
+  told = f"not all processes came within {timeout} s (--start_timeout)"
+  print(f"error: --distributed: {told}", file=sys.stderr, flush=True)
+  os._exit(UserError.exit_code)
 
 
 def first() -> bool:
@@ -72,12 +85,7 @@ def together(function: Callable[[], Any]) -> Any:
   """
   if jax.process_count() == 1:
     return function()
-  told = {}
-  if first():
-    try:
-      told = {"result": function()}
-    except UserError as error:
-      told = {"error": [type(error).__name__, str(error)]}
+  told = _told(function) if first() else {}
   return _unpack(_broadcast(told))
 
 
@@ -85,15 +93,24 @@ def agree(function: Callable[[], Any]) -> Any:
   """Runs a function in every process; if it raises a UserError in one, all raise that of the first that failed."""
   if jax.process_count() == 1:
     return function()
-  result, told = None, {"result": None}
-  try:
-    result = function()
-  except UserError as error:
-    told = {"error": [type(error).__name__, f"{error} (process {jax.process_index()})"]}
+  told = _told(function)
   failed = multihost_utils.process_allgather(np.int32("error" in told))
   if failed.any():
+    if "error" in told:
+      told["error"][1] += f" (process {jax.process_index()})"
     _unpack(_broadcast(told, int(np.argmax(failed))))
-  return result
+  return told["result"]
+
+
+def _told(function):
+  """{"result": ...} or {"error": [class, message]}: other errors than a UserError count as one, so that none waits."""
+  try:
+    return {"result": function()}
+  except UserError as error:
+    return {"error": [type(error).__name__, str(error)]}
+  except Exception as error:
+    traceback.print_exc()
+    return {"error": ["UserError", f"{type(error).__name__}: {errors.first_line(error)}"]}
 
 
 def _unpack(told):
@@ -119,9 +136,8 @@ def leave(code: int) -> None:
   """
   sys.stdout.flush()
   sys.stderr.flush()
-  try:
-    jax.distributed.shutdown()
-  except RuntimeError:  # the others did not come: the coordination service ends them
-    pass
-  finally:
-    os._exit(code)
+  alone = threading.Timer(SHUTDOWN / 2, os._exit, [code])  # before JAX's own end of waiting, which is an abort
+  alone.daemon = True
+  alone.start()
+  jax.distributed.shutdown()
+  os._exit(code)

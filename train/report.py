@@ -12,7 +12,7 @@ import sys
 import time
 from pathlib import Path
 
-from flaxonomy.errors import missing_extra
+from flaxonomy.errors import missing_extra, warn
 from flaxonomy.train import figures
 
 PLAIN = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*")  # names that cannot lead out of a folder
@@ -21,7 +21,10 @@ PLAIN = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*")  # names that cannot lead ou
 def write_text(path: Path, text: str) -> None:
   """Writes a whole file or nothing: a reader never sees half of it."""
   partial = path.with_name(path.name + ".partial")
-  partial.write_text(text)
+  with partial.open("w") as file:
+    file.write(text)
+    file.flush()
+    os.fsync(file.fileno())
   os.replace(partial, path)
 
 
@@ -38,7 +41,11 @@ class Metrics:
       again: (step, split) of a row that will be written again, and is dropped.
     """
     self._path = workdir / "metrics.jsonl"
-    rows = [row for row in read_metrics(workdir) if row["step"] <= resume_step and (row["step"], row["split"]) != again]
+    rows = read_metrics(workdir)
+    lines = self._path.read_bytes().count(b"\n") if self._path.exists() else 0
+    if lines > len(rows):  # a last line that was cut off by a crash has no end
+      warn(f"{str(self._path)!r}: {lines - len(rows)} damaged rows are left out")
+    rows = [row for row in rows if row["step"] <= resume_step and (row["step"], row["split"]) != again]
     write_text(self._path, "".join(json.dumps(row) + "\n" for row in rows))
     self._file = self._path.open("ab", buffering=0)
     self._waiting = b""
@@ -46,7 +53,8 @@ class Metrics:
     if wants_tensorboard(tensorboard):
       from tensorboardX import SummaryWriter
 
-      self._events = SummaryWriter(str(workdir / "tensorboard"), purge_step=resume_step + 1)
+      # Its thread dies on a full disk; a queue without end keeps that from holding up the run.
+      self._events = SummaryWriter(str(workdir / "tensorboard"), purge_step=resume_step + 1, max_queue=10**9)
 
   def write(self, step: int, split: str, values: dict[str, float]) -> None:
     """Appends a row; it is in the file when this returns. What is not finite is null.
@@ -56,10 +64,14 @@ class Metrics:
     """
     told = {name: value if math.isfinite(value) else None for name, value in values.items()}
     self._waiting += json.dumps({"step": step, "split": split} | told).encode() + b"\n"
+    try:
+      self._flush()
+    except OSError:
+      self._events = None  # its thread has died or will, and closing it would wait for ever
+      raise
     if self._events:
       for name, value in values.items():
         self._events.add_scalar(f"{split}/{name}", value, step)
-    self._flush()
 
   def _flush(self):
     while self._waiting:  # a disk that is nearly full takes a part
@@ -92,7 +104,7 @@ def wants_tensorboard(tensorboard: bool | None) -> bool:
 
 
 def read_metrics(workdir: Path) -> list[dict]:
-  """The rows of metrics.jsonl; a last line cut off by a crash is left out."""
+  """The rows of metrics.jsonl; damaged ones, such as a last line cut off by a crash, are left out."""
   path = workdir / "metrics.jsonl"
   rows = []
   for line in path.read_text(errors="replace").splitlines() if path.exists() else []:
@@ -100,7 +112,7 @@ def read_metrics(workdir: Path) -> list[dict]:
       row = json.loads(line)
       rows.append(row | {"step": int(row["step"]), "split": str(row["split"])})
     except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
-      break
+      continue
   return rows
 
 

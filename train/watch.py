@@ -7,7 +7,8 @@ writes them to at once.
 
 With several processes SIGTERM belongs to JAX, whose coordination service tells all of them and names one step at which
 to stop: a Python handler would hide the signal from it. There a second SIGTERM changes nothing, and SIGINT is passed
-on as SIGTERM.
+on as SIGTERM. The 25 s count from the step at which all agree: before that, and in other modes than training, a process
+of several does not see the signal.
 """
 
 import contextlib
@@ -26,6 +27,7 @@ from jax.experimental import multihost_utils
 
 DEADLINE = 25.0  # seconds from the first signal to the door
 STILL = 300.0  # seconds without a step that count as standing still, if ten times the usual is not longer
+RESTING = 3600.0  # the same where no steps are made: reading data, compiling, evaluating, saving
 
 
 class Watch:
@@ -41,7 +43,8 @@ class Watch:
     self.signum = None  # of the signal that stops the run
     self._alone = jax.process_count() == 1
     self._asked, self._agreed = 0, False
-    self._leave_by = self._beat = None
+    self._leave_by = None
+    self._beat, self._stepping = time.monotonic(), False
     self._lengths = []
 
   def __enter__(self):
@@ -79,16 +82,17 @@ class Watch:
   def beat(self) -> None:
     """Says that a step has been made."""
     now = time.monotonic()
-    if self._beat is not None:
+    if self._stepping:
       self._lengths = [*self._lengths[-99:], now - self._beat]
-    self._beat = now
+    self._beat, self._stepping = now, True
 
   @contextlib.contextmanager
   def rest(self):
-    """Time spent inside is not standing still."""
-    self._beat = None
+    """A context in which no steps are made."""
+    before, self._stepping = self._stepping, False
+    self._beat = time.monotonic()
     yield
-    self._beat = None
+    self._beat, self._stepping = time.monotonic(), before
 
   def _run(self):
     while True:
@@ -101,8 +105,8 @@ class Watch:
       now, beat = time.monotonic(), self._beat
       if self._leave_by is not None and now > self._leave_by:
         self._leave(128 + self.signum, f"not done in {DEADLINE:.0f} s; the newest checkpoint stands")
-      still = max(STILL, 10 * statistics.median(self._lengths or [0.0]))
-      if beat is not None and now - beat > still:
+      still = max(STILL, 10 * statistics.median(self._lengths or [0.0])) if self._stepping else RESTING
+      if now - beat > still:
         faulthandler.dump_traceback(all_threads=True)
         self._leave(1, f"no step for {now - beat:.0f} s, where each thread stands is printed above")
 

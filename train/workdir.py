@@ -2,6 +2,7 @@
 
 import contextlib
 import datetime
+import errno
 import fcntl
 import json
 import os
@@ -10,7 +11,7 @@ from pathlib import Path
 
 from flaxonomy.configs import base
 from flaxonomy.data.pipeline import Info
-from flaxonomy.errors import BusyError, Preempted, UserError
+from flaxonomy.errors import BusyError, Preempted, UserError, first_line, shown
 from flaxonomy.train import processes
 from flaxonomy.train.report import write_text
 
@@ -21,7 +22,10 @@ RESUMABLE = {
   "train.steps_per_dispatch", "data.data_dir", "data.workers", "data.on_device", "data.on_device_limit",
   "data.eval_batch_size", "data.on_error", "data.error_limit", "train.on_nan", "train.nan_limit",
 }  # fmt: skip
-_NO_RUN = {"preview.png", ".lock"}  # may lie in a folder without making it a run
+_NO_RUN = {  # may lie in a folder without making it a run: a preview, and what a start leaves that was killed
+  "preview.png", ".lock", "status.json", "config.json.partial", "status.json.partial",
+}  # fmt: skip
+_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.ENOENT, errno.EFBIG, errno.EIO}
 _STATES = {0: "finished", 130: "preempted", 143: "preempted"}  # by exit code; every other is "failed"
 
 
@@ -29,14 +33,20 @@ def absolute(workdir: str | Path) -> Path:
   """The folder's absolute path, with ~ expanded; checkpoints need it.
 
   Raises:
-    UserError: a bucket's address, which is no path.
+    UserError: a bucket's address, which is no path, or a path that cannot be.
   """
   if "://" in str(workdir):
     raise UserError(
-      f"workdir {str(workdir)!r} is not a path; mount the bucket (gcsfuse BUCKET /mnt/bucket) and type "
-      "--workdir=/mnt/bucket/..."
+      f"workdir {str(workdir)!r} is not a path, and a bucket has no locks and no atomic renames: type a folder, and "
+      "copy it there afterwards"
     )
-  return Path(workdir).expanduser().absolute()
+  try:
+    folder = Path(workdir).expanduser().absolute()
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+      folder.stat()
+    return folder
+  except (OSError, RuntimeError, ValueError) as error:
+    raise UserError(f"workdir {shown(str(workdir))} cannot be: {first_line(error)}") from None
 
 
 def check(workdir: Path, config: base.Config) -> None:
@@ -66,8 +76,8 @@ def check(workdir: Path, config: base.Config) -> None:
 def create(workdir: Path, config: base.Config, info: Info) -> None:
   """Writes config.json and data.json."""
   try:
-    write_text(workdir / "data.json", json.dumps(info._asdict(), indent=2) + "\n")
     write_text(workdir / "config.json", json.dumps(base.to_dict(config), indent=2) + "\n")
+    write_text(workdir / "data.json", json.dumps(info._asdict(), indent=2) + "\n")
   except OSError as error:
     raise _unwritable(workdir, error) from None
 
@@ -139,8 +149,8 @@ def status(workdir: Path, state: str, step: int | None = None, exit_code: int | 
     exit_code: of a run that has ended.
     reason: one line.
   """
-  if not processes.first():
-    return
+  if not processes.first() and exit_code in (None, *_STATES):
+    return  # a process that fails alone speaks for itself
   path = workdir / "status.json"
   if step is None:
     step = _read(path).get("step", 0) if path.exists() else 0
@@ -157,13 +167,16 @@ def ended(workdir: Path, exit_code: int, reason: str, step: int | None = None) -
 
 @contextlib.contextmanager
 def ending(workdir: Path):
-  """A context whose exceptions are noted in status.json."""
+  """A context whose exceptions are noted in status.json, if the folder holds a run by then."""
   try:
     yield
   except (UserError, Preempted) as error:
-    ended(workdir, error.exit_code, str(error))
+    if (workdir / "config.json").exists():
+      ended(workdir, error.exit_code, str(error))
     raise
   except OSError as error:
+    if error.errno not in _DISK:
+      raise
     told = UserError(f"workdir {str(workdir)!r}: {error}; make room or put it back, and the same line goes on")
     ended(workdir, told.exit_code, str(told))
     raise told from error

@@ -109,6 +109,8 @@ class Trial:
       told = process.communicate()[0]
       self.wrong.append(f"{kind}: did not end")
     code = process.returncode
+    if kind == "full" and "two checkpoints in a row" not in told:
+      self.wrong.append(f"full: {told[-1500:]}")
     if code not in expected or ("Traceback" in told and kind != "full"):
       self.wrong.append(f"{kind}: code {code}, {told[-1500:]}")
     self.partial += self.saving()

@@ -200,10 +200,10 @@ import resource
 from flaxonomy.train import checkpoint
 inner = checkpoint.Checkpoints.save
 def save(self, step, *rest):
-  # From step 6 to step {until} no file can grow over 200 bytes: writes fail as on a full disk.
+  # From step 6 to step {until} no file can grow: writes fail as on a full disk.
   self.poll(wait=True)
   full = 6 <= step <= {until}
-  resource.setrlimit(resource.RLIMIT_FSIZE, (200 if full else resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+  resource.setrlimit(resource.RLIMIT_FSIZE, (0 if full else resource.RLIM_INFINITY, resource.RLIM_INFINITY))
   return inner(self, step, *rest)
 checkpoint.Checkpoints.save = save
 """
@@ -212,7 +212,7 @@ checkpoint.Checkpoints.save = save
 @pytest.mark.parametrize("until", [6, 100])
 def test_a_full_disk(any_task, start, assert_same_run, tmp_path, until):
   """One save that fails is a warning and training goes on; the second ends the run; older steps are as they were."""
-  config = any_task(train__checkpoint_every=3, train__eval_every=12, train__keep_last=10)
+  config = any_task(train__checkpoint_every=3, train__eval_every=3, train__keep_last=10)
   process = start(config, f"--workdir={tmp_path / 'run'}", patch=FULL.format(until=until))
   told = process.communicate(timeout=120)[1]
   assert "warning: checkpoint 6 could not be written: " in told
@@ -229,6 +229,15 @@ def test_a_full_disk(any_task, start, assert_same_run, tmp_path, until):
     loop.run(config, tmp_path / "run", quiet=True)
   loop.run(config, tmp_path / "whole", quiet=True)
   assert_same_run(tmp_path / "run", tmp_path / "whole")
+
+
+def test_a_full_disk_with_tensorboard(tiny, start, tmp_path):
+  """Its writer's thread dies; the run does not wait for it."""
+  config = tiny(train__tensorboard=True, train__steps=10**5, train__checkpoint_every=20, train__eval_every=20)
+  process = start(config, f"--workdir={tmp_path / 'run'}", patch=FULL.format(until=10**6))
+  told = process.communicate(timeout=120)[1]
+  assert process.returncode == 2, told
+  assert "error: two checkpoints in a row could not be written" in told
 
 
 def test_no_room_is_seen_before_writing(tmp_path, monkeypatch, capsys):
@@ -259,6 +268,48 @@ def test_rows_wait_for_room(tmp_path):
   assert [(row["step"], row["loss"]) for row in report.read_metrics(tmp_path)] == [(1, 1.0), (2, None), (3, 3.0)]
 
 
+def test_a_damaged_row_costs_only_itself(tmp_path, capsys):
+  log = report.Metrics(tmp_path, 0, tensorboard=False)
+  for at in range(1, 6):
+    log.write(at, "train", {"loss": float(at)})
+  log.close()
+  lines = (tmp_path / "metrics.jsonl").read_bytes().splitlines()
+  lines[2] = b'{"step": \xff'
+  (tmp_path / "metrics.jsonl").write_bytes(b"\n".join(lines) + b'\n{"step": 6, "sp')
+  report.Metrics(tmp_path, 10, tensorboard=False).close()
+  assert "1 damaged rows are left out" in capsys.readouterr().err
+  assert [row["step"] for row in report.read_metrics(tmp_path)] == [1, 2, 4, 5]
+
+
+def test_a_start_that_was_ended_early_is_no_run(tiny, tmp_path):
+  """What a first start leaves that was killed while it read data does not bar the way."""
+  for name in (".lock", "status.json", "config.json.partial"):
+    (tmp_path / name).write_text("{}")
+  assert loop.run(tiny(train__steps=2), tmp_path, quiet=True)["step"] == 2
+
+
+def test_fewer_steps_than_made(tiny, tmp_path):
+  loop.run(tiny(train__steps=6), tmp_path, quiet=True)
+  (tmp_path / "result.json").unlink()
+  with pytest.raises(UserError, match="has made 6 steps, and config field 'train.steps' is 3"):
+    loop.run(tiny(train__steps=3), tmp_path, quiet=True)
+
+
+def test_a_step_that_has_no_sums_and_cannot_be_read(any_task, assert_same_run, tmp_path, capsys):
+  """As a run of the first version may hold one: Orbax is the first to see it, and the step before is used."""
+  config = any_task(train__checkpoint_every=3)
+  loop.run(config, tmp_path / "whole", quiet=True)
+  loop.run(base.override(config, {"train.steps": 9, "train.eval_every": 6}), tmp_path / "run", quiet=True)
+  newest = tmp_path / "run/checkpoints/9"
+  (newest / "checksums.json").unlink()
+  (newest / "position/metadata").write_text('{"next_position": 288, "batch_size": 32}')
+  for path in (newest / "state").rglob("d/*"):
+    cut(path)
+  loop.run(config, tmp_path / "run", quiet=True)
+  assert "cannot be read" in capsys.readouterr().err
+  assert_same_run(tmp_path / "run", tmp_path / "whole")
+
+
 def test_one_run_a_workdir(tiny, start, tmp_path):
   """The second is told who holds it, with code 5; after kill -9 of the holder the next one starts."""
   folder = tmp_path / "run"
@@ -282,7 +333,6 @@ def test_one_run_a_workdir(tiny, start, tmp_path):
   assert loop.run(tiny(train__steps=2), folder, quiet=True)["step"] == 2
 
 
-@pytest.mark.parametrize("name", ["with space", "überraschung 図", "deep/er/still", "trailing/"])
 def test_an_unreadable_image_ends_with_code_3(tiny, start, tmp_path):
   """Found while training; status.json says the same."""
   from PIL import Image
@@ -302,6 +352,7 @@ def test_an_unreadable_image_ends_with_code_3(tiny, start, tmp_path):
   assert (status["state"], status["exit_code"]) == ("failed", 3)
 
 
+@pytest.mark.parametrize("name", ["with space", "überraschung 図", "deep/er/still", "trailing/"])
 def test_workdirs_of_any_name(tiny, tmp_path, monkeypatch, name):
   monkeypatch.chdir(tmp_path)
   config = tiny(train__steps=2)
@@ -316,11 +367,14 @@ def test_a_workdir_at_home(tiny, tmp_path, monkeypatch):
 
 
 def test_workdirs_that_cannot_be(tiny, tmp_path):
-  with pytest.raises(UserError, match="mount the bucket"):
+  with pytest.raises(UserError, match="a bucket has no locks"):
     loop.run(tiny(), "gs://bucket/run", quiet=True)
   (tmp_path / "file").write_text("")
   with pytest.raises(UserError, match="cannot write to workdir .*Not a directory"):
     loop.run(tiny(), tmp_path / "file/run", quiet=True)
+  for name in ("x" * 300, "~nobody_here/run", "a\0b"):
+    with pytest.raises(UserError, match="cannot be"):
+      loop.run(tiny(), name, quiet=True)
   with pytest.raises(UserError, match="cannot write to workdir '/proc/"):
     loop.run(tiny(), "/proc/nothing/run", quiet=True)
 
