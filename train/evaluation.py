@@ -55,14 +55,17 @@ def evaluate(
     None if it was stopped.
   """
   states = [state.replace(opt_state=None) for state in states]
-  sums, first = [], None
+  sums, first, before = [], None, None
   for item in feed.eval_items():
     if stop():
       return None
     part, outputs = function(states, feed.resident, item)
-    sums.append(part)
     first = outputs if first is None else first
-  total = jax.tree.map(lambda *x: np.sum(x, axis=0, dtype=np.float64), *jax.device_get(sums))
+    if before is not None:  # read one behind: XLA's CPU backend deadlocks with many dispatches under way
+      sums.append(jax.device_get(before))
+    before = part
+  sums.append(jax.device_get(before))
+  total = jax.tree.map(lambda *x: np.sum(x, axis=0, dtype=np.float64), *sums)
   shown = min(PICTURED, feed.size)
   outputs = {key: local_rows(x)[:shown] for key, x in first.items()}
   return Evaluation(task.metrics(total), total, feed.read(range(len(next(iter(outputs.values()))))), outputs)

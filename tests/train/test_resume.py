@@ -40,10 +40,10 @@ checkpoint.Checkpoints._write_sums = write_sums
 SLOW_STEPS = """
 import time
 from flaxonomy.train import log
-inner = log.Log.push
+push_at_once = log.Log.push
 def push(self, *rest):
   time.sleep(0.03)
-  inner(self, *rest)
+  push_at_once(self, *rest)
 log.Log.push = push
 """
 
