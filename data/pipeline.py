@@ -132,8 +132,6 @@ def open_split(config, split: str) -> tuple[sources.Source, Info]:
     UserError: see `sources.open_source` and `image_shape`.
   """
   source = sources.open_source(config, split)
-  if len(source.records) == 0:
-    raise UserError(f"split {split!r} of dataset {config.name!r} is empty; set data.train_split or data.eval_split")
   return source, Info(config.name, source.class_names, image_shape(config, source), len(source.records))
 
 

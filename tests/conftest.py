@@ -10,6 +10,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 
 jax.config.update("jax_num_cpu_devices", 4)
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -83,6 +84,17 @@ TASKS = {
 def any_task(request, tiny, tiny_gan):
   """A function as `tiny`, for each task in turn: what is promised of a run is promised of all."""
   return lambda **changes: TASKS[request.param](tiny, tiny_gan, **changes)
+
+
+@pytest.fixture
+def photos(tmp_path):
+  """Config changes to a folder of forty small images, one of which, cat/7.png, cannot be read."""
+  for i in range(40):
+    path = tmp_path / f"photos/{'cat' if i % 2 else 'dog'}/{i}.png"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.full((8, 8), 6 * i, np.uint8)).save(path)
+  (tmp_path / "photos/cat/7.png").write_bytes(b"no image")
+  return {"data__name": "folder", "data__data_dir": str(tmp_path / "photos"), "data__image_size": (8, 8)}
 
 
 @pytest.fixture

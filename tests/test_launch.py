@@ -212,6 +212,7 @@ MISTAKES = {
   "distributed export": (["--mode=export", "--distributed"], "--mode=export is for one process"),
   "policy": (["--config.train.on_nan=skipp"], "unknown train.on_nan 'skipp'; did you mean 'skip'?"),
   "bucket": (["--workdir=gs://bucket/run"], "a bucket has no locks"),
+  "home of nobody": (["--workdir=~nobody_here/run"], "cannot be: Could not determine home directory"),
   "no run": (["--mode=eval", "--workdir=nothing"], "holds no run"),
   "no inputs": (["--mode=predict", "--workdir=nothing"], "--mode=predict needs --inputs="),
   "two workdirs": (["--workdir=a,b"], "takes one --workdir, not 2"),

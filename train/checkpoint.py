@@ -263,10 +263,10 @@ class Checkpoints:
       UserError: there is none.
     """
     steps = self.steps()
-    if not steps:
+    if which == "latest" and (newest := self.newest()) is not None:
+      return newest
+    if which == "latest" or not steps:
       raise UserError(f"workdir {str(self._folder.parent)!r} holds no checkpoint yet; train it first")
-    if which == "latest":
-      return self.newest()
     named = {str(step): step for step in steps} | ({"best": self.best_step()} if self.best_step() is not None else {})
     if which not in named:
       raise unknown(f"checkpoint of {str(self._folder.parent)!r}:", which, ["latest", *named], "(--checkpoint)")

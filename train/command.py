@@ -148,7 +148,7 @@ def resolve(flag, fields: dict, named: bool, workdir: str | None, mode: str) -> 
   folders = [f for f in (workdir or f"runs/{Path(path.split(':', 1)[0]).stem}").split(",") if f]
   if len(folders) > 1 and mode != "eval":
     raise UserError(f"--mode={mode} takes one --workdir, not {len(folders)}; several make an ensemble with --mode=eval")
-  if not named and _is_file(str(Path(folders[0]).expanduser() / "config.json")):
+  if not named and _is_file(os.path.expanduser(folders[0]) + "/config.json"):
     from flaxonomy.train import workdir as workdirs
 
     config = base.override(workdirs.load_config(workdirs.absolute(folders[0])), changes)

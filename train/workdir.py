@@ -127,6 +127,9 @@ def _acquire(workdir):
       raise BusyError(
         f"workdir {str(workdir)!r} is in use by {holder}; wait for it, stop it, or type another --workdir"
       ) from None
+    if not path.exists() or not os.path.samestat(os.fstat(file.fileno()), path.stat()):
+      file.close()  # a start that failed took its folder away while we opened this
+      return _acquire(workdir)
     file.truncate(0)
     file.write(f"{socket.gethostname()} process {os.getpid()} since {_now()}\n")
     file.flush()

@@ -333,17 +333,9 @@ def test_one_run_a_workdir(tiny, start, tmp_path):
   assert loop.run(tiny(train__steps=2), folder, quiet=True)["step"] == 2
 
 
-def test_an_unreadable_image_ends_with_code_3(tiny, start, tmp_path):
+def test_an_unreadable_image_ends_with_code_3(tiny, start, photos, tmp_path):
   """Found while training; status.json says the same."""
-  from PIL import Image
-
-  for i in range(40):
-    path = tmp_path / f"photos/{'cat' if i % 2 else 'dog'}/{i}.png"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(np.full((8, 8), 6 * i, np.uint8)).save(path)
-  (tmp_path / "photos/cat/7.png").write_bytes(b"no image")
-  data = {"data__name": "folder", "data__data_dir": str(tmp_path / "photos"), "data__image_size": (8, 8)}
-  config = tiny(**data, data__on_device=False, data__batch_size=2, train__steps=10**4)
+  config = tiny(**photos, data__on_device=False, data__batch_size=2, train__steps=10**4)
   process = start(config, f"--workdir={tmp_path / 'run'}")
   last = process.communicate(timeout=60)[1].strip().splitlines()[-1]
   assert process.returncode == 3, last

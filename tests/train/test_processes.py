@@ -162,17 +162,9 @@ def test_one_does_not_come(tiny, start, tmp_path):
 
 
 @pytest.mark.parametrize("on_device", [True, False])
-def test_unreadable_data_ends_both(tiny, start_two, tmp_path, on_device):
+def test_unreadable_data_ends_both(tiny, start_two, photos, tmp_path, on_device):
   """Found before the first step all end with code 3; found while streaming, the one that reads it does."""
-  from PIL import Image
-
-  for i in range(40):
-    path = tmp_path / f"photos/{'cat' if i % 2 else 'dog'}/{i}.png"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(np.full((8, 8), 6 * i, np.uint8)).save(path)
-  (tmp_path / "photos/cat/7.png").write_bytes(b"no image")
-  data = {"data__name": "folder", "data__data_dir": str(tmp_path / "photos"), "data__image_size": (8, 8)}
-  config = tiny(**data, data__on_device=on_device, data__batch_size=8, train__steps=10**4)
+  config = tiny(**photos, data__on_device=on_device, data__batch_size=8, train__steps=10**4)
   codes, told = finish(start_two(config, f"--workdir={tmp_path / 'run'}"))
   assert codes == [3, 3] if on_device else 3 in codes, told
   assert 0 not in codes
