@@ -21,6 +21,7 @@ class Model:
 
   name: str = "deep_convnet"  # registry name, see flaxonomy.models.MODELS
   fields: dict = field(default_factory=dict)  # module fields, e.g. {"dropout": 0.5}; num_classes comes from the data
+  init_from: Optional[str] = None  # start from the weights of a safetensors file (public or exported) or of a workdir
 
 
 @dataclass
@@ -40,6 +41,8 @@ class Augment:
   flip_vertical: bool = False
   brightness: float = 0.0  # added offset, at most this share of full scale either way
   contrast: float = 0.0  # contrast factor drawn from [1 - c, 1 + c] about the image's mean
+  saturation: float = 0.0  # factor drawn from [1 - s, 1 + s] about the grey image; colour images only
+  color_pca: float = 0.0  # deviation of ImageNet's colour components, 0.1 in Krizhevsky et al. 2012; colour images only
   cutout: int = 0  # side of the square set to zero, in pixels, DeVries and Taylor 2017
   mixup: float = 0.0  # alpha of the Beta distribution, Zhang et al. 2018
 
@@ -53,6 +56,10 @@ class Data:
   train_split: str = "train"  # a TFDS split, e.g. "train[:90%]"
   eval_split: str = "test"
   image_size: Optional[tuple[int, int]] = None  # (height, width) to resize to, bilinear; None: as stored
+  fit: str = "stretch"  # to image_size: "stretch", or "cover": short side first, then the central part
+  crop_size: Optional[tuple[int, int]] = None  # (height, width) the model sees: a random part in training; None: all
+  eval_crops: int = 1  # parts of crop_size averaged in evaluation: 1 central, or 10: corners and centre, mirrored too
+  eval_scales: tuple[float, ...] = (1.0,)  # the same of the image enlarged by each factor, averaged
   channels: Optional[int] = None  # 1 (grey) or 3 (colour); None: as stored
   batch_size: int = 128  # global, over all devices and processes
   eval_batch_size: int = 500
@@ -110,6 +117,7 @@ class Train:
   best_metric: Optional[str] = None  # None: the task's own; a leading "-" means lower is better
   steps_per_dispatch: Optional[int] = None  # steps in one compiled loop; None: 1 on CPUs, 16 elsewhere
   accumulate: Optional[int] = None  # microbatches summed before one update; None: of <= 8 examples on CPUs, else one
+  loss: str = "softmax"  # cross-entropy of the "softmax"; or, of a sigmoid for each class, "bce" or "mse"
   label_smoothing: float = 0.0
   ema_decay: Optional[float] = None  # evaluate a moving average of the parameters; rises as (1 + t) / (10 + t) to this
   sync_batchnorm: bool = True  # batch statistics over all devices rather than each one's own
@@ -121,6 +129,16 @@ class Train:
 
 
 @dataclass
+class Study:
+  """Several runs side by side in one picture; see train/study.py."""
+
+  compare: dict = field(
+    default_factory=dict
+  )  # {label: {"optim.name": "adam", ...}}: a run for each, this config changed
+  picture: Optional[str] = None  # a picture that needs no training, by name
+
+
+@dataclass
 class Config:
   """One run: a function of this and nothing else."""
 
@@ -129,6 +147,7 @@ class Config:
   data: Data = field(default_factory=Data)
   optim: Optim = field(default_factory=Optim)
   train: Train = field(default_factory=Train)
+  study: Study = field(default_factory=Study)
   seed: int = 0
 
 
@@ -230,6 +249,8 @@ def validate(config: Config) -> Config:
   for path in ("data.augment.scale", "data.augment.random_resized_crop"):
     if (value := flatten(config)[path]) is not None and not 0 < value[0] <= value[1]:
       raise UserError(f"config field {path!r} must be (least, most) with 0 < least <= most, not {value}")
+  if min(config.data.eval_scales, default=0) <= 0:
+    raise UserError(f"config field 'data.eval_scales' must be positive numbers, not {shown(config.data.eval_scales)}")
   if min(config.data.std, default=0) <= 0:
     raise UserError(f"config field 'data.std' must be positive numbers, not {shown(config.data.std)}")
   for path, known in _ONE_OF.items():
@@ -244,18 +265,20 @@ _AT_LEAST = {
   "train.steps": 1, "train.eval_every": 1, "train.checkpoint_every": 1, "train.log_every": 1, "train.keep_last": 1,
   "train.keep_best": 0, "train.steps_per_dispatch": 1, "train.accumulate": 1, "train.devices": 1,
   "train.cpu_devices": 1, "train.nan_limit": 1,
-  "data.error_limit": 0, "optim.lr": 0, "optim.warmup_steps": 0, "optim.decay_every": 1, "seed": 0,
+  "data.augment.color_pca": 0, "data.error_limit": 0, "optim.lr": 0, "optim.warmup_steps": 0, "optim.decay_every": 1,
+  "seed": 0,
 }  # fmt: skip
 
 
 _ONE_OF = {
   "train.dtype": ("float32", "bfloat16"), "train.on_nan": ("stop", "skip", "rollback"),
-  "data.on_error": ("raise", "skip"),
+  "data.on_error": ("raise", "skip"), "data.fit": ("stretch", "cover"), "data.eval_crops": (1, 10),
+  "train.loss": ("softmax", "bce", "mse"),
 }  # fmt: skip
 _BETWEEN = {
   "optim.momentum": (0, 1), "optim.b1": (0, 1), "optim.b2": (0, 1), "optim.rho": (0, 1), "train.ema_decay": (0, 1),
   "train.label_smoothing": (0, 1), "data.augment.brightness": (0, 1), "data.augment.contrast": (0, 1),
-  "data.augment.translate": (0, 1),
+  "data.augment.translate": (0, 1), "data.augment.saturation": (0, 1),
 }  # fmt: skip
 
 
