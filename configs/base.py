@@ -14,6 +14,10 @@ from typing import Any, Optional
 
 from flaxonomy.errors import UserError, shown, unknown
 
+# Of pixels in [0, 1], for each channel.
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+CIFAR_MEAN, CIFAR_STD = (0.491, 0.482, 0.447), (0.247, 0.243, 0.262)
+
 
 @dataclass
 class Model:
@@ -149,6 +153,17 @@ class Config:
   train: Train = field(default_factory=Train)
   study: Study = field(default_factory=Study)
   seed: int = 0
+
+
+def variant(name: str, known: tuple[str, ...]) -> str:
+  """The argument behind a config file's colon, once it has been found to be one of the known ones.
+
+  Raises:
+    UserError: it is not.
+  """
+  if name not in known:
+    raise unknown("variant", name, known, "(behind the colon of --config)")
+  return name
 
 
 def override(config: Config, changes: dict[str, Any]) -> Config:

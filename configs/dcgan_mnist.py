@@ -1,7 +1,7 @@
 """DCGAN on MNIST: 32 x 32 digits from noise.
 
-Radford, Metz, Chintala 2015, at half the paper's side and a quarter of its widths. Legible digits, frechet_pixels 0.65,
-in about 7 minutes on two CPU cores.
+Radford, Metz, Chintala 2015, at half the paper's side and a quarter of its widths. Legible digits, frechet_pixels
+0.65, in about 7 minutes on two CPU cores.
 
   python launch.py --config=configs/dcgan_mnist.py --config.data.data_dir=DIR
 """

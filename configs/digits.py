@@ -1,8 +1,8 @@
 """DeepConvNet on scikit-learn's digits: the default run, offline.
 
 Saito 2016, "Deep Learning from Scratch", chapter 8, on 8 x 8 digits enlarged to the paper's 28 x 28, with a cosine
-schedule from twice the book's learning rate. Expected: 98.9 to 99.5 % of 364 test images, by seed, in under a minute on
-two CPU cores.
+schedule from twice the book's learning rate. Expected: 98.9 to 99.5 % of 364 test images, by seed, in under a minute
+on two CPU cores.
 
   python launch.py --config=configs/digits.py
 """

@@ -1,6 +1,7 @@
 """DeepConvNet on MNIST: the book's recipe.
 
-Saito 2016, "Deep Learning from Scratch", chapter 8.1: Adam 1e-3, batch 100, 20 epochs, no augmentation; 99.38 % there.
+Saito 2016, "Deep Learning from Scratch", chapter 8.1: Adam 1e-3, batch 100, 20 epochs, no augmentation; 99.38 %
+there.
 
   python launch.py --config=configs/mnist.py --config.data.data_dir=DIR
 """

@@ -1,7 +1,7 @@
 r"""DeepConvNet on MNIST with augmentation, cosine decay and averaged weights: one member of an ensemble of five.
 
-Saito 2016, chapter 8, with what chapter 8.1.2 leaves to the reader. 99.6 % each, 99.74 % the five together, in 7 to 12
-minutes each on two busy CPU cores.
+Saito 2016, chapter 8, with what chapter 8.1.2 leaves to the reader. 99.6 % each, 99.74 % the five together, in 7 to
+12 minutes each on two busy CPU cores.
 
 for s in 0 1 2 3 4; do
   python launch.py --config=configs/mnist_augmented.py --config.seed=$s --workdir=runs/mnist_$s \

@@ -2,7 +2,7 @@
 
 A batch is a dict of arrays of fixed shape, B examples on every device or in all:
 
-  image   [B, H, W, C] uint8 (float32 once `augment` has normalised it)
+  image   [B, H, W, C] uint8; once `augment` or `views` has normalised it, float32 of `views.input_shape`
   label   [B] int32
   index   [B] int32, the example's place in its split: keys its randomness
   mask    [B] float32, 1 for an example, 0 for padding at the end of an evaluation

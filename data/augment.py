@@ -27,22 +27,22 @@ def build(config, axis: str):
   """The augmentation that a config lists.
 
   Args:
-    config: configs.base.Data, of which `augment`, `mean` and `std` are used.
+    config: configs.base.Data, of which `augment`, `crop_size`, `mean` and `std` are used.
     axis: name of the mapped axis over which a batch is split.
 
   Returns:
-    augment(rng, batch) -> batch, per device: images [b, H, W, C] uint8 become normalised float32; with mixup the
-    batch gains "label2" and "mix".
+    augment(rng, batch) -> batch, per device: images [b, H, W, C] uint8 become normalised float32 [b, h, w, C] of
+    crop_size; with mixup the batch gains "label2" and "mix".
   """
-  aug = config.augment
+  aug, size = config.augment, config.crop_size
 
   def augment(rng, batch):
     keys = jax.vmap(lambda i: jax.random.fold_in(rng, i))(batch["index"])
     x = batch["image"].astype(jnp.float32) / 255
-    if geometric := _geometry(aug):
-      matrices = jax.vmap(lambda key: _matrix(aug, key, x.shape[1:3]))(keys)
-      x = affine(x, matrices, interpolate=geometric == "fractional")
-    if aug.brightness or aug.contrast:
+    if geometric := _geometry(aug, size):
+      matrices = jax.vmap(lambda key: _matrix(aug, key, x.shape[1:3], size))(keys)
+      x = affine(x, matrices, interpolate=geometric == "fractional", size=size)
+    if aug.brightness or aug.contrast or aug.saturation or aug.color_pca:
       x = jax.vmap(lambda key, image: _colour(aug, key, image))(keys, x)
     x = _standardise(x, config.mean, config.std)
     if aug.cutout:
@@ -53,7 +53,10 @@ def build(config, axis: str):
   return augment
 
 
-_KINDS = ("crop", "area", "rotate", "translate", "scale", "flip", "brightness", "contrast", "cutout", "mixup")
+_KINDS = (
+  "crop", "area", "rotate", "translate", "scale", "flip", "brightness", "contrast", "cutout", "mixup", "part",
+  "saturation", "color_pca",
+)  # fmt: skip
 
 
 def _key(key, kind):
@@ -61,19 +64,20 @@ def _key(key, kind):
   return jax.random.fold_in(key, _KINDS.index(kind))
 
 
-def _geometry(aug) -> str | None:
+def _geometry(aug, crop_size) -> str | None:
   """How pixels move: "fractional" if they may land between pixels, "whole" if never, None if nothing moves."""
   if aug.rotate or aug.translate or aug.scale or aug.random_resized_crop:
     return "fractional"
-  return "whole" if aug.crop_padding or aug.flip_horizontal or aug.flip_vertical else None
+  return "whole" if crop_size or aug.crop_padding or aug.flip_horizontal or aug.flip_vertical else None
 
 
-def _matrix(aug, key, size):
-  """[2, 3] map from output to input pixel offsets (y, x) from the image's centre.
+def _matrix(aug, key, size, crop_size=None):
+  """[2, 3] map from output to input pixel offsets (y, x) from the centre of each.
 
-  The image is cropped, scaled, rotated, translated and flipped in this order, so the map undoes them in reverse.
+  The image is cropped, scaled, rotated, translated and flipped in this order, so the map undoes them in reverse. What
+  is cropped to crop_size is a random part of the padded image, or with a random-resized crop that crop, resampled.
   """
-  height, width = size
+  height, width = crop_size or size
   m = jnp.eye(3)
 
   def then(m, linear, shift=(0.0, 0.0)):
@@ -95,14 +99,23 @@ def _matrix(aug, key, size):
   if aug.scale:
     zoom = jax.random.uniform(_key(key, "scale"), minval=aug.scale[0], maxval=aug.scale[1])
     m = then(m, ((1 / zoom, zero), (zero, 1 / zoom)))
-  if aug.crop_padding:
+  if crop_size and not aug.random_resized_crop:
+    m = then(m, ((one, zero), (zero, one)), _part(aug.crop_padding, _key(key, "part"), size, crop_size))
+  elif aug.crop_padding:
     p = aug.crop_padding
     dy, dx = jax.random.randint(_key(key, "crop"), (2,), -p, p + 1).astype(jnp.float32)
     m = then(m, ((one, zero), (zero, one)), (dy, dx))
   if aug.random_resized_crop:
-    h, w, dy, dx = _area(aug.random_resized_crop, _key(key, "area"), height, width)
+    h, w, dy, dx = _area(aug.random_resized_crop, _key(key, "area"), *size)
     m = then(m, ((h / height, zero), (zero, w / width)), (dy, dx))
   return m[:2]
+
+
+def _part(padding, key, size, crop_size):
+  """Centre offsets (y, x) of a part of whole pixels, anywhere in the padded image."""
+  room = [n + 2 * padding - part for n, part in zip(size, crop_size)]
+  place = jax.random.randint(key, (2,), 0, jnp.array(room) + 1)
+  return tuple(at - n / 2 for at, n in zip(place.astype(jnp.float32), room))
 
 
 def _area(limits, key, height, width):
@@ -115,27 +128,31 @@ def _area(limits, key, height, width):
   return h, w, uy * (height - h), ux * (width - w)
 
 
-def affine(images: jax.Array, matrices: jax.Array, interpolate: bool = True) -> jax.Array:
+def affine(
+  images: jax.Array, matrices: jax.Array, interpolate: bool = True, size: tuple[int, int] | None = None
+) -> jax.Array:
   """Resamples images through affine maps; outside the image is 0.
 
   Args:
     images: [B, H, W, C] float.
-    matrices: [B, 2, 3], output to input offsets (y, x, 1) in pixels from the image's centre.
+    matrices: [B, 2, 3], output to input offsets (y, x, 1) in pixels from the centre of each.
     interpolate: bilinear; otherwise the nearest pixel, for maps that send pixels to pixels.
+    size: (h, w) of the output; None: as the images.
 
   Returns:
-    [B, H, W, C]
+    [B, h, w, C]
   """
   b, height, width, channels = images.shape
-  ys, xs = jnp.arange(height) - (height - 1) / 2, jnp.arange(width) - (width - 1) / 2
-  grid = jnp.stack([jnp.repeat(ys, width), jnp.tile(xs, height), jnp.ones(height * width)])  # [3, HW]
+  h, w = size or (height, width)
+  ys, xs = jnp.arange(h) - (h - 1) / 2, jnp.arange(w) - (w - 1) / 2
+  grid = jnp.stack([jnp.repeat(ys, w), jnp.tile(xs, h), jnp.ones(h * w)])  # [3, hw]
   at = jnp.einsum("bij,jn->bin", matrices, grid, precision="highest")
-  y, x = at[:, 0] + (height - 1) / 2, at[:, 1] + (width - 1) / 2  # [B, HW]
+  y, x = at[:, 0] + (height - 1) / 2, at[:, 1] + (width - 1) / 2  # [B, hw]
   if interpolate:
     y0, x0 = jnp.floor(y), jnp.floor(x)
     wy, wx = y - y0, x - x0
     rows, columns = jnp.stack([y0, y0, y0 + 1, y0 + 1], -1), jnp.stack([x0, x0 + 1, x0, x0 + 1], -1)
-    weights = jnp.stack([(1 - wy) * (1 - wx), (1 - wy) * wx, wy * (1 - wx), wy * wx], -1)  # [B, HW, 4]
+    weights = jnp.stack([(1 - wy) * (1 - wx), (1 - wy) * wx, wy * (1 - wx), wy * wx], -1)  # [B, hw, 4]
   else:
     rows, columns = jnp.round(y)[..., None], jnp.round(x)[..., None]
     weights = jnp.ones_like(rows)
@@ -143,16 +160,31 @@ def affine(images: jax.Array, matrices: jax.Array, interpolate: bool = True) -> 
   index = jnp.clip(rows, 0, height - 1) * width + jnp.clip(columns, 0, width - 1)
   flat = images.reshape(b, height * width, channels)
   taps = jnp.take_along_axis(flat, index.astype(jnp.int32).reshape(b, -1, 1), axis=1)
-  taps = taps.reshape(b, height * width, -1, channels)
-  return (taps * weights[..., None]).sum(2).reshape(images.shape)
+  taps = taps.reshape(b, h * w, -1, channels)
+  return (taps * weights[..., None]).sum(2).reshape(b, h, w, channels)
+
+
+_LUMA = (0.299, 0.587, 0.114)  # ITU-R 601's weights of a grey image
+# The colour components of ImageNet's pixels (Krizhevsky et al. 2012, 4.1), in the values that public recipes share: a
+# column for each component.
+_EIGENVALUES = (0.2175, 0.0188, 0.0045)
+_EIGENVECTORS = ((-0.5675, 0.7192, 0.4009), (-0.5808, -0.0045, -0.8140), (-0.5836, -0.6948, 0.4203))
 
 
 def _colour(aug, key, image):
-  """Contrast about the image's own mean, then a brightness offset; clipped to [0, 1]."""
+  """Contrast about the image's own mean, brightness, saturation, colour components, in this order; then clipped."""
   factor = jax.random.uniform(_key(key, "contrast"), minval=1 - aug.contrast, maxval=1 + aug.contrast)
   offset = jax.random.uniform(_key(key, "brightness"), minval=-aug.brightness, maxval=aug.brightness)
   mean = image.mean()
-  return jnp.clip((image - mean) * factor + mean + offset, 0, 1)
+  image = (image - mean) * factor + mean + offset
+  if aug.saturation:
+    factor = jax.random.uniform(_key(key, "saturation"), minval=1 - aug.saturation, maxval=1 + aug.saturation)
+    grey = (image * jnp.array([[_LUMA]])).sum(-1, keepdims=True)
+    image = (image - grey) * factor + grey
+  if aug.color_pca:
+    share = aug.color_pca * jax.random.normal(_key(key, "color_pca"), (3,)) * jnp.array(_EIGENVALUES)
+    image += (jnp.array(_EIGENVECTORS) * share[None]).sum(-1)[None, None]
+  return jnp.clip(image, 0, 1)
 
 
 def _cutout(side, key, image):

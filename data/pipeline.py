@@ -21,7 +21,7 @@ import numpy as np
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from flaxonomy.data import images, sources
+from flaxonomy.data import images, sources, views
 from flaxonomy.data.reader import Reader
 from flaxonomy.errors import DataError, UserError, first_line
 
@@ -86,11 +86,12 @@ def image_shape(config, source: sources.Source) -> tuple[int, int, int]:
   """[H, W, C] of every decoded image.
 
   Args:
-    config: configs.base.Data; `image_size` and `channels` are used.
+    config: configs.base.Data.
     source: an opened split.
 
   Raises:
-    UserError: the images differ in size and no size is configured; size, channels, mean or std that cannot be.
+    UserError: the images differ in size and no size is configured; size, channels, mean or std that cannot be, and as
+      `views.check`.
   """
   if config.channels not in (None, 1, 3):
     raise UserError(f"config field 'data.channels' must be 1 (grey), 3 (colour) or None, not {config.channels}")
@@ -105,7 +106,9 @@ def image_shape(config, source: sources.Source) -> tuple[int, int, int]:
   for name in ("mean", "std"):
     if (count := len(getattr(config, name))) not in (1, channels):
       raise UserError(f"config field 'data.{name}' has {count} entries, but the images have {channels} channels")
-  return (*(config.image_size or shape[:2]), channels)
+  shape = (*(config.image_size or shape[:2]), channels)
+  views.check(config, shape)
+  return shape
 
 
 def _first_shape(config, source):
@@ -146,7 +149,7 @@ def open_feed(config, source: sources.Source, info: Info, seed: int, batch_size:
     batch_size: examples of a batch, over all devices; divisible by them.
     mesh: the devices, one axis.
   """
-  reader, size = Reader(source, info, config.on_error, config.error_limit), len(source.records)
+  reader, size = Reader(source, info, config.on_error, config.error_limit, config.fit), len(source.records)
   on_device = config.on_device
   if on_device is None:
     on_device = size * int(np.prod(info.image_shape)) <= config.on_device_limit * 2**20

@@ -17,7 +17,9 @@ class Reader:
   Nothing is raised here, in a thread or worker of Grain's: `checked` raises in the caller's.
   """
 
-  def __init__(self, source: sources.Source, info, on_error: str = "raise", limit: int | None = None):
+  def __init__(
+    self, source: sources.Source, info, on_error: str = "raise", limit: int | None = None, fit: str = "stretch"
+  ):
     """Reads nothing yet.
 
     Args:
@@ -25,8 +27,9 @@ class Reader:
       info: pipeline.Info.
       on_error: "raise" or "skip".
       limit: so many examples may be skipped; None: one in a thousand, and one at least.
+      fit: to info.image_shape, as in `images.decode`.
     """
-    self.records, self.info, self.on_error = source.records, info, on_error
+    self.records, self.info, self.on_error, self.fit = source.records, info, on_error, fit
     self.where = f"split {source.split!r} of dataset {info.name!r}"
     self.limit = limit if limit is not None else max(1, len(source.records) // 1000)
     self.faults = {}  # reasons by index
@@ -67,7 +70,7 @@ class Reader:
     shape, classes = self.info.image_shape, len(self.info.class_names)
     try:
       record = self.records[index]
-      image, label = images.decode(record["image"], shape[2], shape[:2]), int(record["label"])
+      image, label = images.decode(record["image"], shape[2], shape[:2], self.fit), int(record["label"])
     except Exception as error:  # files hold anything, and every library says so in its own way
       raise DataError(f"example {index} of {self.where}: {first_line(error)}") from None
     if not 0 <= label < classes:

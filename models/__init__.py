@@ -1,6 +1,7 @@
 """Every model by name: one literal table, looked up by `create`. Modules take plain fields, never a config."""
 
 import dataclasses
+import functools
 import importlib
 
 from flax import linen as nn
@@ -8,7 +9,33 @@ from flax import linen as nn
 from flaxonomy.errors import UserError, unknown
 
 MODELS = {
+  "mlp": "vision.mlp:MLP",
+  "simple_convnet": "vision.simple_convnet:SimpleConvNet",
+  "xo_net": "vision.simple_convnet:XONet",
   "deep_convnet": "vision.deep_convnet:DeepConvNet",
+  "alexnet": "vision.alexnet:AlexNet",
+  "alexnet_original": "vision.alexnet:AlexNetOriginal",
+  "vgg11": "vision.vgg:VGG11",
+  "vgg13": "vision.vgg:VGG13",
+  "vgg16": "vision.vgg:VGG16",
+  "vgg19": "vision.vgg:VGG19",
+  "vgg11_bn": "vision.vgg:VGG11BN",
+  "vgg13_bn": "vision.vgg:VGG13BN",
+  "vgg16_bn": "vision.vgg:VGG16BN",
+  "vgg19_bn": "vision.vgg:VGG19BN",
+  "googlenet": "vision.googlenet:GoogLeNet",
+  "googlenet_original": "vision.googlenet:GoogLeNetOriginal",
+  "inception_v3": "vision.inception:InceptionV3",
+  "resnet18": "vision.resnet:ResNet18",
+  "resnet34": "vision.resnet:ResNet34",
+  "resnet50": "vision.resnet:ResNet50",
+  "resnet101": "vision.resnet:ResNet101",
+  "resnet152": "vision.resnet:ResNet152",
+  "resnet20": "vision.resnet:ResNet20",
+  "resnet32": "vision.resnet:ResNet32",
+  "resnet44": "vision.resnet:ResNet44",
+  "resnet56": "vision.resnet:ResNet56",
+  "resnet110": "vision.resnet:ResNet110",
   "dcgan": "generative.dcgan:DCGAN",
 }
 
@@ -23,19 +50,32 @@ def create(name: str, /, **fields) -> nn.Module:
   Raises:
     UserError: unknown model or field, with the nearest names.
   """
-  if name not in MODELS:
-    raise unknown("model", name, MODELS, "(config field 'model.name')")
-  path, symbol = MODELS[name].split(":")
-  module = getattr(importlib.import_module(f"flaxonomy.models.{path}"), symbol)
-  known = {f.name: f for f in dataclasses.fields(module) if f.name not in ("parent", "name")}
+  module, known = lookup(name)
   for field, value in fields.items():
     if field not in known:
       raise unknown(f"field of model {name!r}:", field, known, "(config field 'model.fields')")
-    if not _like(value, default := known[field].default):
+    if not _like(value, default := known[field]):
       raise UserError(
         f"field {field!r} of model {name!r} must be like {default!r}, not {value!r} (config field 'model.fields')"
       )
   return module(**fields)
+
+
+def lookup(name: str):
+  """(what makes the module of this name, {field: default}).
+
+  Raises:
+    UserError: unknown model, with the nearest names.
+  """
+  if name not in MODELS:
+    raise unknown("model", name, MODELS, "(config field 'model.name')")
+  path, symbol = MODELS[name].split(":")
+  make = getattr(importlib.import_module(f"flaxonomy.models.{path}"), symbol)
+  cls, given = (make.func, make.keywords) if isinstance(make, functools.partial) else (make, {})
+  while isinstance(cls, functools.partial):
+    cls, given = cls.func, cls.keywords | given
+  known = {f.name: given.get(f.name, f.default) for f in dataclasses.fields(cls) if f.name not in ("parent", "name")}
+  return make, known
 
 
 def _like(value, default) -> bool:

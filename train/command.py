@@ -192,6 +192,8 @@ def run(
   if joined:
     processes.start(*joined)
   saved = compile_cache.enable() if cache else None
+  if mode in ("eval", "predict", "export"):
+    _refuse_studies(folders)
   modes = {"train": _train, "eval": _eval, "predict": _predict, "export": _export, "preview": _preview}
   last = (modes | {"doctor": _doctor})[mode](config, folders, changes, inputs, checkpoint)
   if processes.first():
@@ -223,9 +225,30 @@ def leave(code: int) -> None:
   processes.leave(code)
 
 
+def _refuse_studies(folders):
+  from flaxonomy.train import study
+
+  for folder in folders:
+    study.refuse(folder)
+
+
+def _study(config, folder):
+  from flaxonomy.train import study, workdir
+
+  done = study.finished(config, workdir.absolute(folder)) is not None
+  found = study.run(config, folder)
+  if done:
+    print("already complete; type another --workdir for a new study, or more train.steps")
+  table = f"{study.table(found)}\n" if found["runs"] else ""
+  return f"{table}everything lies in {folder}: {', '.join(found['files'])}"
+
+
 def _train(config, folders, changes, inputs, checkpoint):
   from flaxonomy.train import loop, workdir
 
+  if config.study.compare or config.study.picture is not None:
+    return _study(config, folders[0])
+  _refuse_studies(folders)
   folder = workdir.absolute(folders[0])
   done = workdir.finished(folder, config.train.steps)
   if (folder / "config.json").exists() and not done:

@@ -136,7 +136,7 @@ def _checkpoint(above: Path):
 
 def _data(config: base.Config, opened: list):
   """Reads single examples for two seconds at most, as a step would ask for them."""
-  reader = pipeline.Reader(*pipeline.open_split(config.data, config.data.train_split))
+  reader = pipeline.Reader(*pipeline.open_split(config.data, config.data.train_split), fit=config.data.fit)
   count, began = 0, time.perf_counter()
   while time.perf_counter() - began < 2 and count < reader.info.size:
     reader.example(count)

@@ -6,6 +6,7 @@ Figures are made with matplotlib's objects and never through pyplot, which keeps
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from matplotlib.ticker import MaxNLocator
 from PIL import Image, ImageDraw, ImageFont
 
 RED, INK = "#c0392b", "#222222"
@@ -125,3 +126,134 @@ def captioned(image, caption: str) -> Image.Image:
   sheet.paste(picture, ((width - picture.width) // 2, 0))
   ImageDraw.Draw(sheet).text((width / 2, picture.height + 13), caption, fill=INK, font=font, anchor="mm")
   return sheet
+
+
+def comparison(runs: dict[str, list[dict]], best: str) -> Figure:
+  """The rows of several runs, a line for each: evaluated `best`, training loss, evaluated loss; last values in words.
+
+  Args:
+    runs: {label: rows as for `curves`}.
+    best: name of the metric that is compared.
+  """
+  panels = {}
+  for trained, name in dict.fromkeys([(False, best), (True, "loss"), (False, "loss")]):
+    drawn = {}
+    for label, rows in runs.items():
+      points = [
+        (row["step"], row[name])
+        for row in rows
+        if (row["split"] == "train") == trained and isinstance(row.get(name), (int, float))
+      ]
+      if points:
+        x, y = np.array(points, float).T
+        y = np.array(_smooth(y)) if trained else y
+        drawn[f"{label}  {y[-1]:.4g}"] = (x, y)
+    if drawn:
+      panels[f"training {name}, smoothed" if trained else f"evaluated {name}"] = drawn
+  logs = [title for title, drawn in panels.items() if "loss" in title and all((y > 0).all() for _, y in drawn.values())]
+  return lines(panels, "step", logs)
+
+
+def lines(panels: dict[str, dict[str, tuple]], xlabel: str, logs=(), columns: int = 3) -> Figure:
+  """Panels of lines. Where an axis is logarithmic, zeros are triangles at its foot, numbers not finite at its top.
+
+  Args:
+    panels: {title: {label: (x [N], y [N])}}; a label has one colour in every panel that lists the same labels.
+    xlabel: of every panel.
+    logs: titles of the panels with a logarithmic axis.
+    columns: panels in a row.
+  """
+  columns = min(columns, len(panels)) or 1
+  grid = -(-len(panels) // columns) or 1
+  figure = Figure(figsize=(4.6 * columns, 3.4 * grid), layout="constrained")
+  axes = figure.subplots(grid, columns, squeeze=False).reshape(-1)
+  for axis, (title, drawn) in zip(axes, panels.items()):
+    for i, (label, (x, y)) in enumerate(drawn.items()):
+      x, y, colour, style = np.asarray(x), np.asarray(y, float), f"C{i % 10}", ("-", "--", ":")[i // 10 % 3]
+      within = np.isfinite(y) & ((y > 0) | (title not in logs))
+      axis.plot(x, np.where(within, y, np.nan), style, color=colour, linewidth=1.4, label=label,
+                marker="." if len(x) <= 60 else "")  # fmt: skip
+      for marker, height, missing in (("v", 0.02, np.isfinite(y) & ~within), ("^", 0.98, ~np.isfinite(y))):
+        height += (0.03 if marker == "v" else -0.03) * i
+        place = np.full(missing.sum(), height)
+        axis.plot(x[missing], place, marker, color=colour, markersize=4, transform=axis.get_xaxis_transform())
+    axis.set_title(title, fontsize=10)
+    axis.set_xlabel(xlabel, fontsize=8)
+    axis.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
+    axis.grid(alpha=0.3)
+    if title in logs:
+      axis.set_yscale("log")
+    axis.legend(fontsize=7)
+  for axis in axes[len(panels) :]:
+    axis.set_axis_off()
+  return figure
+
+
+def histograms(rows: dict[str, list], columns: list[str], span: tuple[float, float], heading: str) -> Figure:
+  """A histogram in each cell of a grid, with the deviation of its values and the share of zeros, if there are any.
+
+  Args:
+    rows: {title: an array of values for each column}.
+    columns: titles.
+    span: (least, most) value drawn; those beyond are counted in the last bin on their side.
+    heading: printed above.
+  """
+  figure = Figure(figsize=(2.1 * len(columns) + 1, 1.25 * len(rows) + 0.6), layout="constrained")
+  grid = figure.subplots(len(rows), len(columns), squeeze=False, sharex=True)
+  for axes, (title, cells) in zip(grid, rows.items()):
+    axes[0].set_ylabel(title, fontsize=8, rotation=0, ha="right", va="center")
+    for axis, values in zip(axes, cells):
+      values = np.asarray(values).ravel()
+      axis.hist(np.clip(values[values != 0], *span), bins=40, range=span, color="#2171b5")
+      zeros = f"\n{(values == 0).mean():.0%} zero" if (values == 0).any() else ""
+      told = f"std {values.std():.2g}{zeros}"
+      box = {"facecolor": "white", "alpha": 0.7, "edgecolor": "none", "pad": 1}
+      axis.text(0.97, 0.93, told, transform=axis.transAxes, fontsize=7, ha="right", va="top", bbox=box)
+      axis.set_yticks([])
+      axis.tick_params(labelsize=7)
+  for axis, title in zip(grid[0], columns):
+    axis.set_title(title, fontsize=9)
+  figure.suptitle(heading, fontsize=10)
+  return figure
+
+
+def paths(height, x, y, walks: dict[str, tuple], columns: int = 3) -> Figure:
+  """Walks over a landscape of contours, a panel each; the last point is named in the title.
+
+  Args:
+    height: [len(y), len(x)].
+    x: coordinates of the grid's columns.
+    y: of its rows.
+    walks: {title: (x [N], y [N])}.
+    columns: panels in a row.
+  """
+  grid = -(-len(walks) // columns)
+  figure = Figure(figsize=(4.2 * columns, 2.9 * grid), layout="constrained")
+  axes = figure.subplots(grid, columns, squeeze=False).reshape(-1)
+  for axis, (title, (along, across)) in zip(axes, walks.items()):
+    axis.contour(
+      x, y, height, levels=np.geomspace(height.max() / 500, height.max(), 12), colors="#bbbbbb", linewidths=0.7
+    )
+    axis.plot(along, across, "o-", color=RED, markersize=2.5, linewidth=1)
+    axis.plot(0, 0, "+", color=INK)
+    axis.set_xlim(x[0], x[-1])
+    axis.set_ylim(y[0], y[-1])
+    axis.set_title(f"{title}: ends at ({along[-1]:.2f}, {across[-1]:.2f})", fontsize=10)
+  for axis in axes[len(walks) :]:
+    axis.set_axis_off()
+  return figure
+
+
+def heat_maps(maps: dict[str, np.ndarray]) -> Figure:
+  """Arrays [H, W] >= 0 as pictures side by side, each against its own largest value; what is above 0 is framed."""
+  figure = Figure(figsize=(3.4 * len(maps), 4.2), layout="compressed")
+  axes = figure.subplots(1, len(maps), squeeze=False).reshape(-1)
+  for axis, (title, values) in zip(axes, maps.items()):
+    axis.imshow(values, cmap="Blues", vmin=0)
+    rows, columns = (np.flatnonzero(values.any(1 - k)) for k in (0, 1))
+    size = columns[-1] - columns[0] + 1, rows[-1] - rows[0] + 1
+    axis.add_patch(Rectangle((columns[0] - 0.5, rows[0] - 0.5), *size, fill=False, ec=RED, lw=1.5))
+    axis.set_title(title, fontsize=9)
+    axis.set_xticks([])
+    axis.set_yticks([])
+  return figure

@@ -13,7 +13,7 @@ import numpy as np
 from jax.sharding import PartitionSpec as P
 
 from flaxonomy.configs import base
-from flaxonomy.data import images, pipeline
+from flaxonomy.data import images, pipeline, views
 from flaxonomy.errors import UserError
 from flaxonomy.train import checkpoint, evaluation, figures, loop, processes, report, step, tasks, workdir
 from flaxonomy.train.sharding import DATA
@@ -130,7 +130,7 @@ def predict(path: str, inputs: list[str], which: str = "latest", changes: dict |
   rows, captions = [], []
   for begin in range(0, len(files), size):
     part = files[begin : begin + size]
-    pixels = np.stack([images.decode(file, channels, (height, width)) for file in part])
+    pixels = np.stack([images.decode(file, channels, (height, width), run.config.data.fit) for file in part])
     padded = np.pad(pixels, ((0, size - len(part)), *[(0, 0)] * 3))
     outputs = function(state, {"image": padded, "index": np.arange(size, dtype=np.int32)})
     header, more, said = run.task.table(
@@ -160,6 +160,8 @@ def _new_folder(path: Path) -> Path:
 def preview(config: base.Config, path: str | Path) -> Path:
   """Writes preview.png, a contact sheet: training images as stored, and as the model will see them in seven epochs.
 
+  With data.crop_size only the middle of what is stored is shown, for the tiles of a sheet are of one size.
+
   Args:
     config: of which the data, augmentation and seed are used.
     path: workdir, made if it does not exist.
@@ -175,13 +177,14 @@ def preview(config: base.Config, path: str | Path) -> Path:
   batch = session.train.read([i % session.train.size for i in range(count)])
   function = step.pmapped(session.task.augment, mesh, (P(), P(DATA)), P(DATA))
   mean, std = np.asarray(config.data.mean), np.asarray(config.data.std)
-  columns = [batch["image"]]
+  shape = views.input_shape(config.data, session.info.image_shape)
+  columns = [np.asarray(views.central(batch["image"], shape[:2]))]
   for i in range(draws):
     seen = np.asarray(function(jax.random.fold_in(jax.random.PRNGKey(config.seed), i), batch)["image"])
     columns.append(np.clip((seen * std + mean) * 255, 0, 255).astype(np.uint8))
   names = session.info.class_names
   titles = [names[label] if i == 0 else "" for label in batch["label"][:shown] for i in range(draws + 1)]
-  tiles = np.stack(columns, 1)[:shown].reshape(-1, *batch["image"].shape[1:])
+  tiles = np.stack(columns, 1)[:shown].reshape(-1, *shape)
   folder.mkdir(parents=True, exist_ok=True)
   report.save_figures(
     folder, {"preview.png": figures.gallery(tiles, titles, None, "as stored, and as the model will see it")}

@@ -21,7 +21,7 @@ from jax.sharding import PartitionSpec as P
 from flaxonomy.configs import base
 from flaxonomy.data import pipeline
 from flaxonomy.errors import DataError, Preempted, UserError, unknown, warn
-from flaxonomy.train import checkpoint, evaluation, numbers, processes, report, step, tasks
+from flaxonomy.train import checkpoint, evaluation, numbers, pretrained, processes, report, step, tasks
 from flaxonomy.train import workdir as workdirs
 from flaxonomy.train.log import Log
 from flaxonomy.train.sharding import DATA
@@ -55,6 +55,8 @@ def run(config: base.Config, workdir: str | Path, *, quiet: bool = False) -> dic
     processes.together(lambda: workdirs.check(folder, config))
     session = processes.agree(lambda: prepare(config))
     processes.together(lambda: workdirs.check_data(folder, session.info))
+    if config.model.init_from and not (folder / "config.json").exists():
+      session = session._replace(start=processes.agree(lambda: _given(session)))
     processes.together(lambda: workdirs.create(folder, config, session.info))
     result = _train(session, folder, began, quiet, watch)
     workdirs.ended(folder, 0, "", result["step"])
@@ -70,6 +72,7 @@ class Session(NamedTuple):
   task: Task
   train: pipeline.Feed
   test: pipeline.Feed
+  start: dict | None = None  # what `model.init_from` gave, once it has been read
 
 
 def prepare(config: base.Config) -> Session:
@@ -149,9 +152,17 @@ def train_function(session: Session, most: int):
 
 
 def initial_state(session: Session) -> State:
-  """The state before the first step, on the devices: a function of the seed."""
+  """The state before the first step, on the devices: a function of the seed, and of the weights it starts from."""
   shardings = jax.tree.map(lambda spec: NamedSharding(session.mesh, spec), session.task.specs)
-  return jax.jit(session.task.init, out_shardings=shardings)(jax.random.PRNGKey(session.config.seed))
+  state = jax.jit(session.task.init, out_shardings=shardings)(jax.random.PRNGKey(session.config.seed))
+  if session.config.model.init_from is None:
+    return state
+  return pretrained.put(state, _given(session) if session.start is None else session.start)
+
+
+def _given(session: Session) -> dict:
+  """What `model.init_from` gives to the run."""
+  return pretrained.load(session.config, session.info, session.mesh)
 
 
 def abstract_state(task: Task, mesh: Mesh) -> State:

@@ -54,13 +54,11 @@ def _plausible(begin: bytes, size: int) -> bool:
   return len(begin) == 8 and int.from_bytes(begin, "little") <= size - 8
 
 
-def flatten(tree: dict, prefix: str = "") -> dict[str, np.ndarray]:
-  """{"params/conv1_1/kernel": array, ...} of nested dicts."""
+def flatten(tree: dict, leaf=np.ascontiguousarray, prefix: str = "") -> dict[str, np.ndarray]:
+  """{"params/conv1_1/kernel": array, ...} of nested dicts; `leaf` is applied to each."""
   flat = {}
   for key, value in tree.items():
-    flat |= (
-      flatten(value, f"{prefix}{key}/") if isinstance(value, dict) else {prefix + key: np.ascontiguousarray(value)}
-    )
+    flat |= flatten(value, leaf, f"{prefix}{key}/") if isinstance(value, dict) else {prefix + key: leaf(value)}
   return flat
 
 

@@ -7,6 +7,7 @@ from flaxonomy.errors import UserError
 
 BUILDERS = {
   "digits": "flaxonomy.data.datasets.digits:Digits",
+  "xo": "flaxonomy.data.datasets.xo:Xo",
 }
 
 

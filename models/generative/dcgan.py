@@ -7,8 +7,6 @@ Strided and transposed convolutions instead of pooling, batch norm everywhere bu
 discriminator's input, ReLU and tanh in the generator, leaky ReLU of slope .2 in the discriminator, weights N(0, .02),
 batch-norm scales N(1, .02), no biases before batch norm.
 
-Running variances are the biased ones of the batch, as Flax keeps them (torch keeps n / (n - 1) times these).
-
 Deviations from the paper: the first layer of the generator is a transposed convolution rather than a projection and
 a reshape (the same function), and like pytorch/examples neither net's last layer has a bias.
 """
@@ -21,6 +19,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from flaxonomy.models import layers
+from flaxonomy.models.norm import BatchNorm
 
 NORMAL = nn.initializers.normal(0.02)  # section 3, "Details of adversarial training"
 
@@ -28,14 +27,6 @@ NORMAL = nn.initializers.normal(0.02)  # section 3, "Details of adversarial trai
 def SCALE(key, shape, dtype=jnp.float32):
   """Batch-norm scales about 1: N(1, .02)."""
   return 1.0 + 0.02 * jax.random.normal(key, shape, dtype)
-
-
-def _norm(train, axis_name, dtype):
-  # torch's momentum .1 and epsilon 1e-5
-  return functools.partial(
-    nn.BatchNorm, use_running_average=not train, momentum=0.9, epsilon=1e-5, scale_init=SCALE, dtype=dtype,
-    axis_name=axis_name if train else None,
-  )  # fmt: skip
 
 
 class Generator(nn.Module):
@@ -58,17 +49,17 @@ class Generator(nn.Module):
   @nn.compact
   def __call__(self, z, *, train: bool) -> jax.Array:
     """Args: z: noise [B, nz]. Returns: images [B, image_size, image_size, channels] in [-1, 1], float32."""
-    norm = _norm(train, self.axis_name, self.dtype)
+    norm = functools.partial(BatchNorm, scale_init=SCALE, axis_name=self.axis_name, dtype=self.dtype)
     up = functools.partial(
       layers.ConvTranspose, kernel_size=(4, 4), use_bias=False, kernel_init=NORMAL, dtype=self.dtype
     )
     depth = int(math.log2(self.image_size)) - 3  # doublings between 4 x 4 and half the image
     x = z.astype(self.dtype)[:, None, None, :]
     x = up(self.features * 2**depth, strides=1, padding=0, name="up0")(x)  # [B, 4, 4, .]
-    x = nn.relu(norm(name="norm0")(x))
+    x = nn.relu(norm(name="norm0")(x, train=train))
     for i in range(1, depth + 1):
       x = up(self.features * 2 ** (depth - i), strides=2, padding=1, name=f"up{i}")(x)
-      x = nn.relu(norm(name=f"norm{i}")(x))
+      x = nn.relu(norm(name=f"norm{i}")(x, train=train))
     x = up(self.channels, strides=2, padding=1, name=f"up{depth + 1}")(x)
     return jnp.tanh(x.astype(jnp.float32))
 
@@ -84,13 +75,13 @@ class Discriminator(nn.Module):
   @nn.compact
   def __call__(self, x, *, train: bool) -> jax.Array:
     """Args: x: images [B, image_size, image_size, C] in [-1, 1]. Returns: logits [B], float32."""
-    norm = _norm(train, self.axis_name, self.dtype)
+    norm = functools.partial(BatchNorm, scale_init=SCALE, axis_name=self.axis_name, dtype=self.dtype)
     conv = functools.partial(layers.Conv, kernel_size=(4, 4), use_bias=False, kernel_init=NORMAL, dtype=self.dtype)
     depth = int(math.log2(self.image_size)) - 3
     x = x.astype(self.dtype)
     for i in range(depth + 1):
       x = conv(self.features * 2**i, strides=2, padding=1, name=f"down{i}")(x)
-      x = norm(name=f"norm{i}")(x) if i else x
+      x = norm(name=f"norm{i}")(x, train=train) if i else x
       x = nn.leaky_relu(x, 0.2)
     return conv(1, strides=1, padding=0, name=f"down{depth + 1}")(x)[:, 0, 0, 0].astype(jnp.float32)
 

@@ -12,7 +12,8 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from flaxonomy.models import layers
+from flaxonomy.models import layers, pooling
+from flaxonomy.models.stages import keep
 
 # He et al. 2015: deviation sqrt(2 / fan_in), which is what the book's `weight_init_scales` are; not truncated.
 HE = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
@@ -71,9 +72,10 @@ class DeepConvNet(nn.Module):
       second = 2 if i == 2 else 1  # the odd one out: padding 2 makes 14 into 16, so that three poolings end at 4
       x = nn.relu(layers.Conv(features, (3, 3), padding=1, kernel_init=HE, dtype=self.dtype, name=f"conv{i}_1")(x))
       x = layers.Conv(features, (3, 3), padding=second, kernel_init=HE, dtype=self.dtype, name=f"conv{i}_2")(x)
-      x = stages[f"stage{i}"] = nn.relu(layers.max_pool(x, 2))
+      x = keep(self, stages, f"stage{i}", nn.relu(pooling.max_pool(x, 2)))
     x = x.reshape(x.shape[0], -1)
-    x = stages["hidden"] = nn.relu(nn.Dense(self.hidden_size, kernel_init=HE, dtype=self.dtype, name="fc1")(x))
+    x = nn.relu(nn.Dense(self.hidden_size, kernel_init=HE, dtype=self.dtype, name="fc1")(x))
+    x = keep(self, stages, "hidden", x)
     x = Dropout(self.dropout)(x, train=train)
     x = nn.Dense(self.num_classes, kernel_init=HE, dtype=jnp.float32, name="fc2")(x.astype(jnp.float32))
     return stages | {"logits": Dropout(self.dropout)(x, train=train)}

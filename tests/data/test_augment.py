@@ -242,6 +242,48 @@ def test_colour_is_clipped():
   np.testing.assert_allclose(out, np.clip(scaled(batch) + offset, 0, 1), atol=1e-6)
 
 
+def test_saturation_blends_with_grey():
+  batch = batch_of(512, (4, 5), low=100, high=150)
+  x = scaled(batch)
+  grey = (x @ [0.299, 0.587, 0.114])[..., None]
+  out = run(batch, {"saturation": 0.4})["image"]
+  factor = ((out - grey) * (x - grey)).sum((1, 2, 3)) / ((x - grey) ** 2).sum((1, 2, 3))
+  np.testing.assert_allclose(out, grey + factor[:, None, None, None] * (x - grey), atol=1e-6)
+  assert uniform(factor, 0.6, 1.4)
+
+
+def test_colour_components_are_added_to_every_pixel():
+  batch = batch_of(MANY, (2, 3), low=110, high=140)
+  added = run(batch, {"color_pca": 0.1})["image"] - scaled(batch)
+  assert np.ptp(added, axis=(1, 2)).max() < 1e-6
+  components = np.array([[-0.5675, 0.7192, 0.4009], [-0.5808, -0.0045, -0.8140], [-0.5836, -0.6948, 0.4203]])
+  drawn = np.linalg.solve(components, added[:, 0, 0].T).T / [0.2175, 0.0188, 0.0045]
+  for column in drawn.T:
+    assert scipy.stats.kstest(column, scipy.stats.norm(0, 0.1).cdf).pvalue > 1e-3
+  assert abs(np.corrcoef(drawn.T) - np.eye(3)).max() < 0.1
+
+
+def test_colours_are_changed_in_the_documented_order_and_clipped_once():
+  settings = {"brightness": 0.3, "contrast": 0.5, "saturation": 0.9, "color_pca": 1.0}
+  plain = batch_of(16, low=124, high=133)  # nothing is clipped here, so that the draws can be read
+  batch = batch_of(16) | {"index": plain["index"]}
+  x, mean = scaled(plain), scaled(plain).mean((1, 2, 3), keepdims=True)
+  fit = lambda out, start, base: ((out - base) * (start - base)).sum((1, 2, 3)) / ((start - base) ** 2).sum((1, 2, 3))
+  of = lambda **kind: run(plain, kind)["image"]
+  column = lambda v: v[:, None, None, None]
+  grey = lambda x: (x @ [0.299, 0.587, 0.114])[..., None]
+  contrast, saturation = column(fit(of(contrast=0.5), x, mean)), column(fit(of(saturation=0.9), x, grey(x)))
+  offset = (of(brightness=0.3) - x).mean((1, 2, 3), keepdims=True)
+  colour = (of(color_pca=1.0) - x).mean((1, 2), keepdims=True)
+
+  x, mean = scaled(batch), scaled(batch).mean((1, 2, 3), keepdims=True)
+  x = (x - mean) * contrast + mean + offset
+  x = np.clip((x - grey(x)) * saturation + grey(x) + colour, 0, 1)
+  out = run(batch, settings)["image"]
+  assert ((out == 0) | (out == 1)).mean() > 0.05
+  np.testing.assert_allclose(out, x, atol=2e-4)
+
+
 @pytest.mark.parametrize("side", [1, 4, 5, 99])
 def test_cutout_is_a_square_of_zeros_after_normalisation(side):
   height, width = 8, 6
@@ -390,5 +432,7 @@ def test_grey_images_too():
 
 
 def test_every_kind_has_a_key_of_its_own():
+  known = ("crop", "area", "rotate", "translate", "scale", "flip", "brightness", "contrast", "cutout", "mixup")
+  assert augment._KINDS[:10] == known, "the places of these are in every run that has been made"
   keys = [augment._key(KEY, kind) for kind in augment._KINDS]
   assert len({np.asarray(key).tobytes() for key in [KEY, *keys]}) == len(keys) + 1

@@ -120,6 +120,36 @@ def test_size_as_stored_is_left_alone():
   np.testing.assert_array_equal(images.decode(encoded(COLOUR), size=(HEIGHT, WIDTH)), COLOUR)
 
 
+@pytest.mark.parametrize(
+  "stored, size, resized, place",
+  [
+    ((375, 500), (256, 256), (256, 341), (0, 42)),  # 341.3 and 42.5, which torchvision rounds so
+    ((500, 375), (256, 256), (341, 256), (42, 0)),
+    ((20, 31), (8, 8), (8, 12), (0, 2)),
+    ((20, 31), (8, 20), (12, 20), (2, 0)),  # the width is what must grow
+    ((6, 9), (12, 12), (12, 18), (0, 3)),
+    ((6, 9), (6, 6), (6, 9), (0, 2)),  # cut alone: 1.5 to the even number
+    ((6, 9), (4, 6), (4, 6), (0, 0)),
+  ],
+  ids=str,
+)
+@pytest.mark.parametrize("channels", [1, 3])
+def test_covering_keeps_the_aspect_and_the_middle(stored, size, resized, place, channels):
+  image = np.random.default_rng(0).integers(0, 256, (*stored, 3), dtype=np.uint8)[..., : 3 if channels == 3 else 1]
+  by_hand = Image.fromarray(image.squeeze()).resize(resized[::-1], Image.Resampling.BILINEAR)
+  top, left = place
+  by_hand = np.asarray(by_hand).reshape(*resized, channels)[top : top + size[0], left : left + size[1]]
+  np.testing.assert_array_equal(images.decode(encoded(image.squeeze()), size=size, fit="cover"), by_hand)
+  np.testing.assert_array_equal(images.decode(image, size=size, fit="cover"), by_hand)
+
+
+def test_a_strip_is_not_made_huge():
+  for strip in (np.zeros((1, 30000), np.uint8), encoded(np.zeros((30000, 1), np.uint8))):
+    with pytest.raises(UserError, match="too long a strip to cover 256 x 256"):
+      images.decode(strip, size=(256, 256), fit="cover")
+    assert images.decode(strip, size=(256, 256)).shape == (256, 256, 1)
+
+
 @pytest.mark.parametrize("array", [COLOUR, GREY, GREY[..., None]], ids=["colour", "grey", "grey with axis"])
 def test_arrays(array):
   expected = array if array.ndim == 3 else array[..., None]

@@ -1,12 +1,16 @@
-"""Image classification: softmax cross-entropy, with label smoothing (Szegedy et al. 2015, section 7) and mixup."""
+"""Image classification: softmax cross-entropy, with label smoothing (Szegedy et al. 2015, section 7) and mixup.
+
+Or, with `train.loss`, a sigmoid for each class with its binary cross-entropy ("bce") or squared error ("mse"), averaged
+over the classes; its probabilities are then the sigmoids divided by their sum.
+"""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
-from flaxonomy.data import augment
-from flaxonomy.train import figures, optim, sharding, step, tasks
+from flaxonomy.data import augment, views
+from flaxonomy.train import figures, losses, optim, sharding, step, tasks
 from flaxonomy.train.sharding import DATA
 from flaxonomy.train.step import Serve, State, Task
 
@@ -16,10 +20,10 @@ def build(config, info, devices: int) -> Task:
   num_classes = len(info.class_names)
   model = tasks.module(config, num_classes=num_classes)
   tasks.require(config, hasattr(model, "num_classes"))
-  shards = devices if config.train.zero else 1
+  shards, shape = devices if config.train.zero else 1, views.input_shape(config.data, info.image_shape)
 
   def variables(rng):
-    return model.init(rng, jnp.zeros((1, *info.image_shape)), train=False)
+    return model.init(rng, jnp.zeros((1, *shape)), train=False)
 
   params, collections = _split(jax.eval_shape(variables, jax.random.PRNGKey(0)))
   optimizer = optim.create(config.optim, config.train.steps, params, shards)
@@ -34,14 +38,16 @@ def build(config, info, devices: int) -> Task:
       {"params": params, **collections}, batch["image"], train=True, rngs={"dropout": rng}, mutable=list(collections)
     )
     logits, mask = out["logits"].astype(jnp.float32), batch["mask"]
-    entropy = cross_entropy(logits, targets(batch, num_classes, config.train.label_smoothing))
+    entropy = objective(model, out, targets(batch, num_classes, config.train.label_smoothing), config.train.loss)
     right = (logits.argmax(-1) == batch["label"]).astype(jnp.float32)
     count = mask.sum()
     return {"loss": ((entropy * mask).sum(), count), "accuracy": ((right * mask).sum(), count)}, collections
 
   def classify(variables, images):
-    x = augment.normalise(images, config.data.mean, config.data.std)
-    return {"probs": jax.nn.softmax(model.apply(variables, x, train=False)["logits"].astype(jnp.float32))}
+    _, probabilities = LOSSES[config.train.loss]
+    seen = views.views(images, config.data)
+    logits = [model.apply(variables, x, train=False)["logits"].astype(jnp.float32) for x in seen]
+    return {"probs": sum(map(probabilities, logits)) / len(logits)}
 
   train_step = step.supervised(
     loss=loss,
@@ -88,9 +94,32 @@ def targets(batch: dict, num_classes: int, smoothing: float) -> jax.Array:
   return optax.smooth_labels(target, smoothing)
 
 
-def cross_entropy(logits: jax.Array, targets: jax.Array) -> jax.Array:
-  """-sum_k q(k) log p(k) for each example, in nats: logits and targets [B, C] to [B]."""
-  return -(targets * jax.nn.log_softmax(logits)).sum(-1)
+def _sigmoids(logits):
+  """Sigmoids divided by their sum."""
+  return jax.nn.softmax(jax.nn.log_sigmoid(logits))
+
+
+LOSSES = {  # by name: (the loss of logits against targets, [B, C] both, to [B]; probabilities of the classes)
+  "softmax": (losses.cross_entropy, jax.nn.softmax),
+  "bce": (lambda logits, targets: losses.binary_cross_entropy_with_logits(logits, targets).mean(-1), _sigmoids),
+  "mse": (lambda logits, targets: losses.squared_error(jax.nn.sigmoid(logits), targets).mean(-1), _sigmoids),
+}
+
+
+def objective(model, stages: dict, targets: jax.Array, loss: str = "softmax") -> jax.Array:
+  """The loss of each example, [B]: the classifier's, and where there are auxiliary ones, theirs times `aux_weight`.
+
+  Args:
+    model: with `aux_weight` if it has auxiliary classifiers (Szegedy et al. 2014, section 5).
+    stages: what it returned: "logits" [B, C] and in training perhaps "aux", "aux1", "aux2".
+    targets: [B, C].
+    loss: a key of `LOSSES`.
+  """
+  of, _ = LOSSES[loss]
+  total = of(stages["logits"], targets)
+  for name in sorted(stages.keys() & {"aux", "aux1", "aux2"}):
+    total += model.aux_weight * of(stages[name], targets)
+  return total
 
 
 def score(outputs: dict, batch: dict) -> dict:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from flaxonomy.data import augment
+from flaxonomy.data import augment, views
 from flaxonomy.errors import UserError
 from flaxonomy.train import figures, optim, sharding, step, tasks
 from flaxonomy.train.sharding import DATA
@@ -37,6 +37,10 @@ def build(config, info, devices: int) -> Task:
     raise UserError(
       "task 'gan' needs images in [-1, 1]: set data.mean and data.std to (0.5,), and data.augment.mixup to 0"
     )
+  if config.data.crop_size is not None or views.count(config.data) > 1:
+    raise UserError("task 'gan' takes images whole: leave data.crop_size, data.eval_crops and data.eval_scales out")
+  if config.train.loss != "softmax":
+    raise UserError(f"task 'gan' has its own losses; leave config field 'train.loss' ({config.train.loss!r}) out")
   model = tasks.module(config, image_size=height, channels=channels)
   tasks.require(config, hasattr(model, "generate"))
   shards = devices if config.train.zero else 1

@@ -1,0 +1,120 @@
+"""Public names of the image classifiers: torchvision's, akamaster's CIFAR ResNets, and plain ones for all others.
+
+For each family: our module's path to the public one, what a checkpoint tells of its model, and which dense layers see a
+flattened map.
+"""
+
+import re
+from collections.abc import Callable
+from typing import NamedTuple
+
+
+class Family(NamedTuple):
+  """How one class of models is named in public.
+
+  Attributes:
+    names: (module, our path with slashes) -> the public module's name.
+    told: tensors -> fields that they tell of.
+    flattened: module -> {our path: side of the square map that this dense layer sees}.
+    stem: our path of the first convolution.
+    side, channels: of an image that the model takes.
+    groups: input channels of the first convolution for each channel of its kernel.
+  """
+
+  names: Callable
+  told: Callable
+  flattened: Callable = lambda module: {}
+  stem: str = "conv1"
+  side: int = 224
+  channels: int = 3
+  groups: int = 1
+
+
+def _plain(module, path):
+  """Our own names, for layouts that nobody has published: ConvUnit's inner convolution bears its unit's name."""
+  return re.sub(r"/conv$", "", path).replace("/", ".") if path.count("/") else path
+
+
+def _classes(head):
+  """Tells num_classes from the last layer's bias."""
+  return lambda tensors: {"num_classes": len(tensors[head])} if head in tensors else {}
+
+
+ALEXNET = {
+  "conv1": "features.0", "conv2": "features.3", "conv3": "features.6", "conv4": "features.8", "conv5": "features.10",
+  "fc6": "classifier.1", "fc7": "classifier.4", "fc8": "classifier.6",
+}  # fmt: skip
+
+
+def _vgg(module, path):
+  """Layers are numbered through, with their rectifiers (and norms) and the poolings between the stages."""
+  dense = {"fc6": "classifier.0", "fc7": "classifier.3", "fc8": "classifier.6"}
+  if path in dense:
+    return dense[path]
+  kind, stage, number = re.fullmatch(r"(conv|norm)(\d)_(\d)", path).groups()
+  each = 3 if module.batch_norm else 2
+  before = sum(each * depth + 1 for depth in module.depths[: int(stage) - 1]) + each * (int(number) - 1)
+  return f"features.{before + (kind == 'norm')}"
+
+
+def _resnet(module, path):
+  rules = (
+    (r"^stem$", "conv1"), (r"^stem_norm$", "bn1"), (r"^head$", "fc" if hasattr(module, "depths") else "linear"),
+    (r"shortcut_norm$", "downsample.1"), (r"shortcut$", "downsample.0"), (r"/norm(\d)$", r"/bn\1"),
+  )  # fmt: skip
+  for pattern, public in rules:
+    path = re.sub(pattern, public, path)
+  path = re.sub(r"^stage(\d)_block(\d+)", lambda found: f"layer{found[1]}.{int(found[2]) - 1}", path)
+  return path.replace("/", ".")
+
+
+def _googlenet(module, path):
+  if module.original:
+    return _plain(module, path)
+  path = re.sub(r"^conv2(?=/|$)", "conv3", path).replace("conv2_reduce", "conv2")
+  path = re.sub(r"branch([23])_reduce", r"branch\1.0", path)
+  path = re.sub(r"branch([23])(?=/|$)", r"branch\1.1", path)
+  path = re.sub(r"branch4", "branch4.1", path)
+  return re.sub(r"/norm$", "/bn", path).replace("/", ".")
+
+
+def _googlenet_told(tensors):
+  return _classes("fc.bias")(tensors) | {"aux_logits": any(key.startswith("aux1.") for key in tensors)}
+
+
+def _inception_told(tensors):
+  return _classes("fc.bias")(tensors) | {"aux_logits": any(key.startswith("AuxLogits.") for key in tensors)}
+
+
+DEEP_CONVNET = {  # a torch Sequential of the book's layers
+  "conv1_1": "0", "conv1_2": "2", "conv2_1": "5", "conv2_2": "7", "conv3_1": "10", "conv3_2": "12", "fc1": "16",
+  "fc2": "18",
+}  # fmt: skip
+
+FAMILIES = {
+  "AlexNet": Family(
+    lambda module, path: ALEXNET[path], _classes("classifier.6.bias"), lambda module: {"fc6": module.pool}
+  ),
+  "AlexNetOriginal": Family(_plain, _classes("fc8.bias"), lambda module: {"fc6": 6}, side=227),
+  "VGG": Family(_vgg, _classes("classifier.6.bias"), lambda module: {"fc6": module.pool}, stem="conv1_1"),
+  "GoogLeNet": Family(_googlenet, _googlenet_told, lambda module: {"aux1/fc1": 4, "aux2/fc1": 4}, stem="conv1/conv"),
+  "InceptionV3": Family(
+    lambda module, path: re.sub(r"/norm$", "/bn", path).replace("/", "."),
+    _inception_told,
+    stem="Conv2d_1a_3x3/conv",
+    side=299,
+  ),
+  "ResNet": Family(_resnet, _classes("fc.bias"), stem="stem"),
+  "CifarResNet": Family(_resnet, _classes("linear.bias"), stem="stem", side=32),
+  "DeepConvNet": Family(
+    lambda module, path: DEEP_CONVNET[path], _classes("18.bias"), lambda module: {"fc1": 4}, "conv1_1", 28, 1
+  ),
+  "SimpleConvNet": Family(
+    _plain,
+    _classes("fc2.bias"),
+    lambda module: {"fc1": (28 - module.convs * (module.kernel_size - 1)) // 2},
+    side=28,
+    channels=1,
+  ),
+  "XONet": Family(_plain, _classes("fc.bias"), lambda module: {"fc": 3}, side=9, channels=1),
+}
