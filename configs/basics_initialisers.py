@@ -1,8 +1,9 @@
 """Basics: weights of deviation .01, Xavier's and He's in a ReLU perceptron, on digits.
 
 initialisers_*.png: what becomes of the activations of five layers, as in Saito 2016, "Deep Learning from Scratch",
-section 6.2.2, with both meanings of "Xavier". comparison.png: section 6.2.4, with ten layers rather than five, where
-Xavier's falls behind He's.
+section 6.2.2, with both meanings of "Xavier". comparison.png: section 6.2.4, with ten layers rather than five. After
+2,000 steps .01 and "Xavier" as tutorials have it stay at chance, 10.2 % of 364 test images; the normalised one stands
+still for 500 steps and ends at 95.1 %, He's is there after 400 and ends at 95.6 %. Three minutes on two busy CPU cores.
 
   python launch.py --config=configs/basics_initialisers.py
 """

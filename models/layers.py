@@ -4,6 +4,7 @@
 """
 
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -76,29 +77,109 @@ def _conv_cpu_bwd(strides, padding, dilation, saved, g):
     for n, p, m, s, span in zip(x.shape[1:3], padding, g.shape[1:3], strides, spans)
   ]
   back = tuple((span - lo, span - hi + r) for span, (lo, hi), r in zip(spans, padding, rest))
-  spread = g
-  if strides != (1, 1) or min(min(back)) < 0:  # zeros between the rows; a padding above k - 1 becomes a crop
-    spread, back = _pad(g, back, strides), ((0, 0), (0, 0))
-  dx = _packed(spread, w[::-1, ::-1].swapaxes(2, 3), (1, 1), back, dilation)
-  # Channels play the batch, the batch plays the channels, g is the kernel, and strides and dilation change places. x is
-  # padded beforehand: with padding of its own this convolution falls to the slow path too.
-  x = _pad(x, tuple((lo, hi - r) for (lo, hi), r in zip(padding, rest)))
-  dw = _plain(x.transpose(3, 1, 2, 0), g.transpose(1, 2, 0, 3), dilation, dilation=strides).transpose(1, 2, 0, 3)
-  return dx, dw
+  size = x.shape[1:3]
+  if size[0] * size[1] <= SMALL and max(spans) > 0:
+    dx = _few(_pad(g, back, strides), w, size, spans, dilation)
+  else:
+    spread = g
+    if strides != (1, 1) or min(min(back)) < 0:  # zeros between the rows; a padding above k - 1 becomes a crop
+      spread, back = _pad(g, back, strides), ((0, 0), (0, 0))
+    turned = lax.optimization_barrier(w[::-1, ::-1]).swapaxes(2, 3)  # in one go XLA does it four times slower
+    dx = _packed(spread, turned, (1, 1), back, dilation)
+  around = tuple((lo, hi - r) for (lo, hi), r in zip(padding, rest))
+  return dx, _weight_gradient(x, g, w.shape[:2], strides, around, dilation)
 
 
 _conv_cpu.defvjp(_conv_cpu_fwd, _conv_cpu_bwd)
 
+SMALL = 16  # pixels of an output that is computed as one matrix product
+WINDOWS = 2**21  # numbers that are laid out at once, but no fewer than 512 and no more than 2048 windows: see below
+
+
+def _few(g, w, size, spans, dilation):
+  """The gradient for x [B, *size, I] from the padded, spread g [B, H, W, O]: tap by tap, the kernel as it lies."""
+  (h, v), dx = size, 0
+  for y, z in itertools.product(*map(range, w.shape[:2])):
+    top, left = spans[0] - y * dilation[0], spans[1] - z * dilation[1]
+    dx += lax.dot_general(g[:, top : top + h, left : left + v], w[y, z], (((3,), (1,)), ((), ())))
+  return dx
+
+
+def _weight_gradient(x, g, kernel, strides, padding, dilation):
+  """Gradient of the kernel: the sum over pixels of window times g, as matrix products of some thousand pixels each.
+
+  As a convolution with g for a kernel, which is how XLA writes it, it is two to eight times slower. Products of fewer
+  than 512 pixels are slow too, and so are those whose windows do not stay in the cache.
+
+  Args:
+    x: [B, H, W, I].
+    g: [B, h, w, O].
+    kernel: (kh, kw).
+    strides: of the convolution, as are
+    padding: such that the last windows end with the padded input, and
+    dilation: likewise.
+
+  Returns:
+    [kh, kw, I, O]
+  """
+  (b, h, v, o), c = g.shape, x.shape[3]
+  rows = min(max(WINDOWS // (kernel[0] * kernel[1] * c), 512), 2048)
+  images = _divisor(b, rows // (h * v))
+  lines = h if h * v <= rows else _divisor(h, rows // v)
+  blocks = h // lines
+  if blocks > 1:
+    x, padding = _pad(x, padding), ((0, 0), (0, 0))
+  x = x.reshape(b // images, images, *x.shape[1:])
+  g = g.reshape(b // images * blocks, images * lines * v, o)
+  taps = kernel[0] * kernel[1]
+  wide = o < min(taps * c, 256)
+
+  def part(i):
+    near = x[i // blocks]
+    if blocks > 1:
+      high = (lines - 1) * strides[0] + 1 + (kernel[0] - 1) * dilation[0]
+      near = lax.dynamic_slice_in_dim(near, i % blocks * lines * strides[0], high, 1)
+    windows = _windows(_pad(near, padding), (lines, v), kernel, strides, dilation)
+    # The wider factor last: twice as fast where the other is narrow.
+    return lax.dot_general(*((g[i], windows) if wide else (windows, g[i])), (((0,), (0,)), ((), ())))
+
+  count = g.shape[0]
+  start = jnp.zeros((o, taps * c) if wide else (taps * c, o), g.dtype)
+  dw = part(0) if count == 1 else lax.fori_loop(0, count, lambda i, total: total + part(i), start)
+  if wide:
+    dw = lax.optimization_barrier(dw).T  # XLA would make it a product of factors in the other order
+  return dw.reshape(*kernel, c, o)
+
+
+def _windows(x, size, kernel, strides, dilation):
+  """What each of [B, h, w] outputs sees of x [B, H, W, I], padded: [B h w, kh kw I]."""
+  spans = [(n - 1) * s + 1 for n, s in zip(size, strides)]  # from one tap's first pixel to its last
+  corners = [(y * dilation[0], z * dilation[1]) for y in range(kernel[0]) for z in range(kernel[1])]
+  taps = [x[:, y : y + spans[0] : strides[0], z : z + spans[1] : strides[1]] for y, z in corners]
+  return jnp.concatenate(taps, 3).reshape(x.shape[0] * size[0] * size[1], -1)
+
+
+def _divisor(n, most):
+  """The largest divisor of n that is no larger than `most`; 1 if that is below 1."""
+  return next((size for size in range(min(n, most), 0, -1) if n % size == 0), 1)
+
 
 def _packed(x, w, strides, padding, dilation):
-  """The convolution; where channels are few, two output columns at a time.
+  """The convolution; for small images as one matrix product, and where channels are few, two output columns at a time.
+
+  XLA's CPU backend computes an image smaller than the kernel up to a hundred times slower than a larger one.
 
   Neighbouring pixels are read as one of twice the channels (a free reshape) against a kernel that holds both shifted
   copies of w: a third more multiplications for a 3 x 3 kernel, in a matrix product twice as wide.
   """
   (top, bottom), (left, right) = padding
   (_, h, v, c), (kh, kw, _, o) = x.shape, w.shape
-  ho, vo = h + top + bottom - kh + 1, v + left + right - kw + 1
+  ho, vo = (
+    (n + sum(p) - (k - 1) * d - 1) // s + 1 for n, p, k, d, s in zip((h, v), padding, (kh, kw), dilation, strides)
+  )
+  if ho * vo <= SMALL and kh * kw > 1:
+    x = _windows(_pad(x, padding), (ho, vo), (kh, kw), strides, dilation)
+    return (x @ w.reshape(-1, o)).reshape(-1, ho, vo, o)
   if (strides, dilation) != ((1, 1), (1, 1)) or kw == 1 or max(c, o) > 16 or vo % 2:
     return _plain(x, w, strides, padding, dilation)
   pairs = kw // 2 + 1  # kernel width in pairs of pixels

@@ -24,17 +24,21 @@ def bilinear(x: jax.Array, size: tuple[int, int], align_corners: bool = False, a
     [B, h, w, C] of x's dtype.
   """
   weigh = _smooth if antialias else _corners if align_corners else _centres
-  y = x
-  for axis, n in ((1, size[0]), (2, size[1])):
+  y = x.astype(jnp.float32)
+  for axis, n in ((2, size[1]), (1, size[0])):
     if y.shape[axis] != n:
       y = _apply(weigh(y.shape[axis], n), y, axis)
   return y.astype(x.dtype)
 
 
 def _apply(matrix, x, axis):
-  """Applies matrix [new, old] along an axis of x, in float32 whatever the default precision of products."""
-  equation = {1: "oh,bhwc->bowc", 2: "ow,bhwc->bhoc"}[axis]
-  return jnp.einsum(equation, matrix, x.astype(jnp.float32), precision=lax.Precision.HIGHEST)
+  """Applies a matrix [new, old] along an axis of x, in float32 whatever the default precision of products."""
+  if axis == 2:
+    return jnp.einsum("ow,bhwc->bhoc", matrix, x, precision=lax.Precision.HIGHEST)
+  # Rows are one product for each image, in place; as an einsum it would be one for all, and a transposed copy.
+  b, h, w, c = x.shape
+  matrix = jnp.broadcast_to(matrix[None], (b, *matrix.shape))
+  return jnp.matmul(matrix, x.reshape(b, h, w * c), precision=lax.Precision.HIGHEST).reshape(b, -1, w, c)
 
 
 def _hats(places, n, width=1.0):

@@ -26,7 +26,18 @@ MAY_IMPORT = {
   "errors.py": set(),
   "__init__.py": set(),
 }
-MODELS_MAY_USE = {"jax", "flax", "flaxonomy", "dataclasses", "functools", "math", "importlib", "collections", "typing"}
+MODELS_MAY_USE = {
+  "jax",
+  "flax",
+  "flaxonomy",
+  "dataclasses",
+  "functools",
+  "itertools",
+  "math",
+  "importlib",
+  "collections",
+  "typing",
+}
 
 
 def sources(root):

@@ -1,7 +1,7 @@
 """Public checkpoints to our variables and back: NumPy dicts under the public names; torch is never imported.
 
-`from_torch("resnet50", tensors)` takes what torchvision's state_dict holds. Names, layouts and what a checkpoint tells of
-its model (number of classes, auxiliary classifiers) stand in a file for each family.
+`from_torch("resnet50", tensors)` takes what torchvision's state_dict holds. Names, layouts and what a checkpoint tells
+of its model (number of classes, auxiliary classifiers) stand in a file for each family.
 
 Batch norm's running variance is torch's unbiased one on both sides (models/norm.py), so it goes over unchanged.
 `num_batches_tracked`, which torch counts and nothing reads, is dropped on import and 0 on export.

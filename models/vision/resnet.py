@@ -115,6 +115,7 @@ class ResNet(nn.Module):
     stride_in_1x1: see `Bottleneck`; the paper's and Caffe's nets.
     residual: False gives the paper's plain net.
     zero_init_residual: see `Block`.
+    small_images: the first convolution is 3 x 3 at stride 1 and nothing is pooled behind it, as is usual on 32 x 32.
     axis_name: mapped axis of batch norm.
     dtype: compute type; parameters, statistics and logits are float32.
   """
@@ -126,6 +127,7 @@ class ResNet(nn.Module):
   stride_in_1x1: bool = False
   residual: bool = True
   zero_init_residual: bool = False
+  small_images: bool = False
   axis_name: str | None = None
   dtype: jnp.dtype = jnp.float32
 
@@ -142,11 +144,11 @@ class ResNet(nn.Module):
       "stage4": [B, 7, 7, 2048], "pooled": [B, 2048], "logits": [B, num_classes] float32} for ResNet-50 at 224.
     """
     stages = {}
-    x = x.astype(self.dtype)
-    x = layers.Conv(self.width, (7, 7), strides=2, padding=3, kernel_init=HE, use_bias=False, dtype=self.dtype,
-                    name="stem")(x)  # fmt: skip
+    side, strides, padding = (3, 1, 1) if self.small_images else (7, 2, 3)
+    stem = functools.partial(layers.Conv, kernel_init=HE, use_bias=False, dtype=self.dtype, name="stem")
+    x = stem(self.width, (side, side), strides=strides, padding=padding)(x.astype(self.dtype))
     x = nn.relu(BatchNorm(axis_name=self.axis_name, dtype=self.dtype, name="stem_norm")(x, train=train))
-    x = keep(self, stages, "stem", pooling.max_pool(x, 3, 2, padding=1))
+    x = keep(self, stages, "stem", x if self.small_images else pooling.max_pool(x, 3, 2, padding=1))
     block = functools.partial(Bottleneck, stride_in_1x1=self.stride_in_1x1) if self.bottleneck else Block
     block = functools.partial(block, residual=self.residual, zero_init_residual=self.zero_init_residual,
                               axis_name=self.axis_name, dtype=self.dtype)  # fmt: skip

@@ -1,5 +1,6 @@
 """Image classifiers against golden files: evaluation, training mode, losses, gradients, statistics after a step."""
 
+import contextlib
 import re
 
 import jax
@@ -93,10 +94,8 @@ def _modules(model, kept, path=()) -> dict:
   for key, value in kept.items():
     if key == "__call__":
       if path and not isinstance(value[0], dict):
-        try:
+        with contextlib.suppress(KeyError, AttributeError):  # no public module
           found[interop.torch_module(model, path)] = value[0]
-        except (KeyError, AttributeError):  # no public module
-          pass
     elif isinstance(value, dict):
       found |= _modules(model, value, (*path, key))
   return found

@@ -87,9 +87,7 @@ def _normalised(case, x):
   batch_norm = norm.BatchNorm()
   params = {"scale": w["bn.weight"], "bias": w["bn.bias"]}
   stats = {"mean": w["bn.running_mean"], "var": w["bn.running_var"]}
-  train, new = batch_norm.apply(
-    {"params": params, "batch_stats": stats}, x, train=True, mutable=["batch_stats"]
-  )
+  train, new = batch_norm.apply({"params": params, "batch_stats": stats}, x, train=True, mutable=["batch_stats"])
   layer_norm = nn.LayerNorm(epsilon=1e-5)  # over the width, the last axis of torch's layout
   rows = layer_norm.apply({"params": {"scale": w["ln.weight"], "bias": w["ln.bias"]}}, x.transpose(0, 3, 1, 2))
   images = {

@@ -24,7 +24,6 @@ import json
 import math
 import sys
 from collections import OrderedDict
-from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -34,14 +33,15 @@ import torch
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
-# torchvision's compiled operators load only beside the build of torch that they were compiled for. No classifier uses
-# one, but the package registers shapes for these two as it is imported, so they have to exist.
-OPERATORS = torch.library.Library("torchvision", "FRAGMENT")
-for operator in ("nms", "qnms"):
-  if not hasattr(torch.ops.torchvision, operator):
+try:
+  import torchvision
+except RuntimeError:
+  # Its compiled operators load only beside the build of torch that they were compiled for. No classifier uses one, but
+  # the package registers shapes for these two as it is imported, so they have to exist.
+  OPERATORS = torch.library.Library("torchvision", "DEF")
+  for operator in ("nms", "qnms"):
     OPERATORS.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-
-import torchvision  # noqa: E402
+  import torchvision
 
 FOLDER = Path(__file__).parents[1] / "goldens" / "classifiers"
 
