@@ -5,6 +5,7 @@ python launch.py --config=configs/mnist.py --config.optim.lr=3e-4 --workdir=runs
 python launch.py --mode=eval --workdir=runs/x                 also several, as an ensemble: --workdir=runs/a,runs/b
 python launch.py --mode=predict --workdir=runs/x --inputs=photos/
 python launch.py --mode=export --workdir=runs/x
+python launch.py --mode=explain --workdir=runs/x              what it has learnt, where it looks, where it errs
 python launch.py --mode=preview --config=configs/mnist_augmented.py
 python launch.py --mode=doctor                                is this machine fit to train on?
 python launch.py --list
@@ -24,12 +25,12 @@ from ml_collections import config_flags  # noqa: E402
 from flaxonomy.errors import Preempted, UserError  # noqa: E402
 from flaxonomy.train import command  # noqa: E402
 
-MODES = ("train", "eval", "predict", "export", "preview", "doctor")
+MODES = ("train", "eval", "predict", "export", "explain", "preview", "doctor")
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; default runs/NAME. Several, with commas, for eval.")
 _MODE = flags.DEFINE_enum("mode", "train", MODES, "What to do.")
-_INPUTS = flags.DEFINE_list("inputs", [], "predict: image files and folders.")
-_CHECKPOINT = flags.DEFINE_string("checkpoint", "latest", "eval, predict, export: latest, best or a step.")
+_INPUTS = flags.DEFINE_list("inputs", [], "predict, explain: image files and folders.")
+_CHECKPOINT = flags.DEFINE_string("checkpoint", "latest", "eval, predict, export, explain: latest, best or a step.")
 _CACHE = flags.DEFINE_bool("compilation_cache", True, "Keep compiled code in a private folder between starts.")
 _DISTRIBUTED = flags.DEFINE_bool("distributed", False, "One of several processes; by itself on TPU pods and Slurm.")
 _COORDINATOR = flags.DEFINE_string("coordinator", None, "distributed: HOST:PORT of the first process.")

@@ -1,6 +1,6 @@
 """ResNet-18 on Fashion-MNIST, a quarter as wide: a run of minutes on a CPU.
 
-He, Zhang, Ren, Sun 2015, the net for ImageNet on images of 56 x 56. FIGURES
+He, Zhang, Ren, Sun 2015, the net for ImageNet on parts of 56 x 56 of images of 64 x 64. FIGURES
 
   python launch.py --config=configs/resnet18_fashion_mnist.py --config.data.data_dir=DIR
 """
@@ -14,8 +14,9 @@ def get_config(name: str = VARIANTS[0]) -> Config:
   return Config(
     model=Model(variant(name, VARIANTS), {"width": 16}),
     data=Data(
-      "fashion_mnist", image_size=(56, 56), batch_size=128, eval_batch_size=500, mean=(0.286,), std=(0.353,),
-      augment=Augment(crop_padding=4, flip_horizontal=True),
+      "fashion_mnist", image_size=(64, 64), crop_size=(56, 56), batch_size=128, eval_batch_size=500, mean=(0.286,),
+      std=(0.353,),
+      augment=Augment(flip_horizontal=True),
     ),
     optim=Optim("momentum", lr=0.1, weight_decay=5e-4, schedule="cosine", warmup_steps=100),
     train=Train(steps=1_200, eval_every=120),

@@ -155,7 +155,7 @@ def resolve(flag, fields: dict, named: bool, workdir: str | None, mode: str) -> 
   return config, folders, changes
 
 
-ONE_PROCESS = ("predict", "export", "preview", "doctor")  # modes that are not for several
+ONE_PROCESS = ("predict", "export", "explain", "preview", "doctor")  # modes that are not for several
 
 
 def run(
@@ -171,11 +171,11 @@ def run(
   """Does what a command line asks for and says where the results lie.
 
   Args:
-    mode: train, eval, predict, export, preview or doctor.
+    mode: train, eval, predict, export, explain, preview or doctor.
     config: for train and preview; the other modes take the workdir's, with `changes`.
     folders: workdirs.
     changes: overridden config fields.
-    inputs: image files and folders for predict.
+    inputs: image files and folders for predict and explain.
     checkpoint: latest, best or a step.
     cache: keep compiled code between starts.
     joined: arguments of `processes.start` for one of several processes.
@@ -192,10 +192,10 @@ def run(
   if joined:
     processes.start(*joined)
   saved = compile_cache.enable() if cache else None
-  if mode in ("eval", "predict", "export"):
+  if mode in ("eval", "predict", "export", "explain"):
     _refuse_studies(folders)
   modes = {"train": _train, "eval": _eval, "predict": _predict, "export": _export, "preview": _preview}
-  last = (modes | {"doctor": _doctor})[mode](config, folders, changes, inputs, checkpoint)
+  last = (modes | {"explain": _explain, "doctor": _doctor})[mode](config, folders, changes, inputs, checkpoint)
   if processes.first():
     if saved and saved.seconds >= 0.5:
       print(f"compilation cache: {saved.seconds:.1f} s of compilation saved", file=sys.stderr, flush=True)
@@ -286,6 +286,14 @@ def _export(config, folders, changes, inputs, checkpoint):
   from flaxonomy.train import export
 
   return f"exported, reloaded and checked: {export.export(folders[0], checkpoint)}"
+
+
+def _explain(config, folders, changes, inputs, checkpoint):
+  from flaxonomy.train import explain
+
+  found = explain.explain(folders[0], inputs, checkpoint, changes)
+  wrong = "" if found["count"] is None else f"{found['count']} of {found['examples']} examples wrong, "
+  return f"{wrong}step {found['step']}; in {folders[0]}/explain: {', '.join(found['files'])}"
 
 
 def _preview(config, folders, changes, inputs, checkpoint):

@@ -1,7 +1,8 @@
 """Export: the model as StableHLO with a symbolic batch size, its parameters as safetensors.
 
 `model.jaxexport` is a function (variables, x) -> outputs for CPU, CUDA and TPU, which `jax.export.deserialize` reads;
-`params.safetensors` holds the variables under their "collection/module/leaf" names. Neither needs this project.
+`params.safetensors` holds the variables under their "collection/module/leaf" names, and `public.safetensors`, where the
+model has a public namesake, under its names and in torch's layout. None of them needs this project.
 """
 
 import json
@@ -14,6 +15,7 @@ from jax import export as jax_export
 
 from flaxonomy.configs import base
 from flaxonomy.errors import UserError
+from flaxonomy.models import interop
 from flaxonomy.train import inference, loop, report, weights
 
 PLATFORMS = ("cpu", "cuda", "tpu")
@@ -28,7 +30,8 @@ def export(path: str, which: str = "latest") -> Path:
     which: checkpoint, as in `inference.load`.
 
   Returns:
-    The folder `export` in the workdir: model.jaxexport, params.safetensors, config.json, labels.txt, README.md.
+    The folder `export` in the workdir: model.jaxexport, params.safetensors, perhaps public.safetensors, config.json,
+    labels.txt, README.md.
 
   Raises:
     UserError: a task that serves nothing, or a reloaded function that differs from the model.
@@ -46,6 +49,10 @@ def export(path: str, which: str = "latest") -> Path:
   folder.mkdir(exist_ok=True)
   (folder / "model.jaxexport").write_bytes(serialized)
   safetensors.numpy.save_file(weights.flatten(variables), folder / "params.safetensors")
+  model = run.config.model
+  if interop.has_namesake(model.name):
+    public = interop.to_torch(model.name, variables, **model.fields)
+    safetensors.numpy.save_file(public, folder / "public.safetensors")
   report.write_text(folder / "config.json", json.dumps(base.to_dict(run.config), indent=2) + "\n")
   report.write_text(folder / "labels.txt", "".join(f"{name}\n" for name in run.info.class_names))
   report.write_text(folder / "README.md", _readme(run, serve))

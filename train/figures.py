@@ -257,3 +257,111 @@ def heat_maps(maps: dict[str, np.ndarray]) -> Figure:
     axis.set_xticks([])
     axis.set_yticks([])
   return figure
+
+
+INCH = 0.16  # a line of small print
+
+
+def panels(groups, titles=None, wrong=None, heading: str = "", columns: int = 4) -> Figure:
+  """Groups of images, each image beside the next, a title above each group; wrong ones have red titles and frames.
+
+  Args:
+    groups: N lists of as many images [h, w, 3] or [h, w, 1] uint8, all of one size.
+    titles: N strings of one line or more, or None; what is too long for its group is cut.
+    wrong: N bools, or None.
+    heading: printed above.
+    columns: groups in a row.
+  """
+  height, width = groups[0][0].shape[:2]
+  side = float(np.clip(max(height, width) / 100, 1.25, 2.2)) / max(height, width)  # inches for a pixel
+  tall, wide, gap, between = side * height, side * width, 0.18, 0.05
+  lines = max((title.count("\n") + 1 for title in titles), default=0) if titles else 0
+  across = len(groups[0]) * (wide + between) - between
+  down = tall + lines * INCH + (0.04 if lines else 0)
+  columns = min(columns, len(groups))
+  size = max(columns * (across + gap) + gap, 0.078 * len(heading) + 0.3), -(-len(groups) // columns) * (down + gap) + 0.4
+  figure, left = Figure(figsize=size), (size[0] - columns * (across + gap) + gap) / 2
+  figure.text(0.5, 1 - 0.2 / size[1], heading, fontsize=10, ha="center", va="center")
+  for i, group in enumerate(groups):
+    x, y = left + i % columns * (across + gap), 0.4 + i // columns * (down + gap) + down
+    colour = RED if wrong is not None and wrong[i] else None
+    for j, image in enumerate(group):
+      _tile(figure, (x + j * (wide + between), y, wide, tall), image, colour)
+    if titles:
+      cut = [_cut(line, across) for line in titles[i].split("\n")]
+      place = (x + across / 2) / size[0], 1 - (y - tall - 0.05) / size[1]
+      figure.text(*place, "\n".join(cut), fontsize=8, ha="center", va="bottom", color=colour or INK, linespacing=1.15)
+  return figure
+
+
+def _tile(figure, place, image, colour=None):
+  """Draws an image, or a map [h, w] of numbers in colours from its least to its most.
+
+  Args:
+    figure: on which.
+    place: (left, bottom, width, height) in inches, the bottom counted from above.
+    image: [h, w, 3] or [h, w, 1] uint8, or [h, w].
+    colour: of its frame; None: a thin grey one.
+  """
+  (x, y, width, height), (across, down) = place, figure.get_size_inches()
+  axis = figure.add_axes((x / across, 1 - y / down, width / across, height / down))
+  if image.ndim == 2:
+    axis.imshow(image, cmap="viridis", aspect="auto")
+  else:
+    axis.imshow(image.squeeze(-1) if image.shape[-1] == 1 else image, cmap="gray", vmin=0, vmax=255, aspect="auto")
+  axis.set_xticks([])
+  axis.set_yticks([])
+  axis.spines[:].set(color=colour or "#bbbbbb", linewidth=2.2 if colour else 0.5)
+
+
+def _cut(line, inches):
+  """A line of small print that fits."""
+  most = int(inches / 0.066)
+  return line if len(line) <= most else f"{line[: most - 1]}…"
+
+
+def activations(images, titles, stages: dict[str, tuple], heading: str) -> Figure:
+  """A row for each stage of a net, a block of its channels for each image; every channel from its least to its most.
+
+  Args:
+    images: N images [h, w, 3] or [h, w, 1] uint8.
+    titles: N strings.
+    stages: {name: (shape of the whole stage, maps [N, h, w, K], numbers of their channels [N, K])}.
+    heading: printed above.
+  """
+  most = max(maps.shape[-1] for _, maps, _ in stages.values())
+  side, between, gap, label = 1.0, 0.06, 0.3, 1.35
+  block = most * (side + between) + gap
+  size = label + len(images) * block, 0.75 + side + len(stages) * (side + 0.2)
+  figure = Figure(figsize=size)
+  figure.text(0.5, 1 - 0.2 / size[1], heading, fontsize=10, ha="center", va="center")
+  for n, (image, title) in enumerate(zip(images, titles)):
+    x, y = label + n * block, 0.45 + side
+    _tile(figure, _fitted(x, y, side, image), image)
+    figure.text((x + side + 0.12) / size[0], 1 - (y - side / 2) / size[1], title, fontsize=9, va="center", color=INK)
+  for row, (name, (shape, maps, channels)) in enumerate(stages.items(), 1):
+    y = 0.6 + side + row * (side + 0.2)
+    middle = 1 - (y - side / 2) / size[1]
+    figure.text((label - 0.12) / size[0], middle, _cut(name, label - 0.1), fontsize=9, ha="right", va="bottom")
+    told = " x ".join(map(str, shape))
+    figure.text((label - 0.12) / size[0], middle - 0.02 / size[1], told, fontsize=7, ha="right", va="top", color="#777")
+    for n in range(len(images)):
+      for k in range(maps.shape[-1]):
+        x = label + n * block + k * (side + between)
+        _tile(figure, _fitted(x, y, side, maps[n, ..., k]), maps[n, ..., k])
+        place = (x + side / 2) / size[0], 1 - (y - side - 0.02) / size[1]
+        figure.text(*place, str(channels[n, k]), fontsize=6.5, ha="center", va="bottom", color="#777")
+  return figure
+
+
+def _fitted(x, y, side, image):
+  """The place of an image in the middle of a square."""
+  height, width = (side * n / max(image.shape[:2]) for n in image.shape[:2])
+  return x + (side - width) / 2, y - (side - height) / 2, width, height
+
+
+def message(text: str) -> Figure:
+  """A line of text for a picture of which there is nothing to show."""
+  figure = Figure(figsize=(0.085 * len(text) + 1, 1.2))
+  figure.text(0.5, 0.5, text, fontsize=11, ha="center", va="center", color=INK)
+  return figure

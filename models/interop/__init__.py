@@ -7,6 +7,8 @@ Batch norm's running variance is torch's unbiased one on both sides (models/norm
 `num_batches_tracked`, which torch counts and nothing reads, is dropped on import and 0 on export.
 """
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -102,23 +104,21 @@ def torch_module(module, path: tuple[str, ...]) -> str:
 def _create(name, fields):
   module = models.create(name, **fields)
   if type(module).__name__ not in classifiers.FAMILIES:
-    known = [key for key in models.MODELS if _has_family(key)]
+    known = [key for key in models.MODELS if has_namesake(key)]
     raise UserError(f"model {name!r} has no public namesake; these have: {', '.join(known)}")
   return module
 
 
-def _has_family(name: str) -> bool:
-  try:
-    return type(models.create(name)).__name__ in classifiers.FAMILIES
-  except TypeError:  # a model whose fields must be given
-    return False
+def has_namesake(name: str) -> bool:
+  """Whether the model of this name has public names."""
+  return type(models.create(name)).__name__ in classifiers.FAMILIES
 
 
 def _expected(module, tensors) -> dict:
   """{public name: (our path, its shape and type in torch's layout)} of all that the model has."""
   family = classifiers.FAMILIES[type(module).__name__]
   first = tensors.get(_stem(module, family))
-  channels = first.shape[1] * family.groups if first is not None and first.ndim == 4 else family.channels
+  channels = first.shape[1] if first is not None and first.ndim == 4 else family.channels
   image = jnp.zeros((1, family.side, family.side, channels))
   shapes = jax.eval_shape(lambda: module.init(jax.random.PRNGKey(0), image, train=False))
   expected = {}
@@ -173,8 +173,11 @@ def _ours(path, value, module):
 
 def _flattened(path, value, module) -> tuple[int, int, int] | None:
   """[H, W, C] of the map that a dense layer sees flattened; torch's rows are in the order C, H, W."""
-  side = classifiers.FAMILIES[type(module).__name__].flattened(module).get("/".join(path[1:-1]))
-  return None if side is None else (side, side, value.shape[0] // side**2)
+  channels = classifiers.FAMILIES[type(module).__name__].flattened(module).get("/".join(path[1:-1]))
+  if channels is None:
+    return None
+  side = math.isqrt(value.shape[0] // channels)
+  return side, side, channels
 
 
 def _some(names) -> str:

@@ -15,10 +15,9 @@ class Family(NamedTuple):
   Attributes:
     names: (module, our path with slashes) -> the public module's name.
     told: tensors -> fields that they tell of.
-    flattened: module -> {our path: side of the square map that this dense layer sees}.
+    flattened: module -> {our path: channels of the square map that this dense layer sees}.
     stem: our path of the first convolution.
     side, channels: of an image that the model takes.
-    groups: input channels of the first convolution for each channel of its kernel.
   """
 
   names: Callable
@@ -27,7 +26,6 @@ class Family(NamedTuple):
   stem: str = "conv1"
   side: int = 224
   channels: int = 3
-  groups: int = 1
 
 
 def _plain(module, path):
@@ -82,6 +80,10 @@ def _googlenet_told(tensors):
   return _classes("fc.bias")(tensors) | {"aux_logits": any(key.startswith("aux1.") for key in tensors)}
 
 
+def _inception(module, path):
+  return re.sub(r"/norm$", "/bn", path).replace("/", ".")
+
+
 def _inception_told(tensors):
   return _classes("fc.bias")(tensors) | {"aux_logits": any(key.startswith("AuxLogits.") for key in tensors)}
 
@@ -91,30 +93,31 @@ DEEP_CONVNET = {  # a torch Sequential of the book's layers
   "fc2": "18",
 }  # fmt: skip
 
+
+def _fc6(module):
+  return {"fc6": module.features[-1]}
+
+
+def _googlenet_flattened(module):
+  return dict.fromkeys(("aux1/fc1", "aux2/fc1"), 128 // module.shrink)
+
+
+def _simple_flattened(module):
+  return {"fc1" if module.hidden_size else "fc2": module.features}
+
+
 FAMILIES = {
-  "AlexNet": Family(
-    lambda module, path: ALEXNET[path], _classes("classifier.6.bias"), lambda module: {"fc6": module.pool}
-  ),
-  "AlexNetOriginal": Family(_plain, _classes("fc8.bias"), lambda module: {"fc6": 6}, side=227),
-  "VGG": Family(_vgg, _classes("classifier.6.bias"), lambda module: {"fc6": module.pool}, stem="conv1_1"),
-  "GoogLeNet": Family(_googlenet, _googlenet_told, lambda module: {"aux1/fc1": 4, "aux2/fc1": 4}, stem="conv1/conv"),
-  "InceptionV3": Family(
-    lambda module, path: re.sub(r"/norm$", "/bn", path).replace("/", "."),
-    _inception_told,
-    stem="Conv2d_1a_3x3/conv",
-    side=299,
-  ),
+  "AlexNet": Family(lambda module, path: ALEXNET[path], _classes("classifier.6.bias"), _fc6),
+  "AlexNetOriginal": Family(_plain, _classes("fc8.bias"), _fc6, side=227),
+  "VGG": Family(_vgg, _classes("classifier.6.bias"), _fc6, "conv1_1"),
+  "GoogLeNet": Family(_googlenet, _googlenet_told, _googlenet_flattened, "conv1/conv"),
+  "InceptionV3": Family(_inception, _inception_told, stem="Conv2d_1a_3x3/conv", side=299),
   "ResNet": Family(_resnet, _classes("fc.bias"), stem="stem"),
   "CifarResNet": Family(_resnet, _classes("linear.bias"), stem="stem", side=32),
   "DeepConvNet": Family(
-    lambda module, path: DEEP_CONVNET[path], _classes("18.bias"), lambda module: {"fc1": 4}, "conv1_1", 28, 1
+    lambda module, path: DEEP_CONVNET[path], _classes("18.bias"), lambda module: {"fc1": module.features[-1]},
+    "conv1_1", 28, 1
   ),
-  "SimpleConvNet": Family(
-    _plain,
-    _classes("fc2.bias"),
-    lambda module: {"fc1": (28 - module.convs * (module.kernel_size - 1)) // 2},
-    side=28,
-    channels=1,
-  ),
-  "XONet": Family(_plain, _classes("fc.bias"), lambda module: {"fc": 3}, side=9, channels=1),
-}
+  "SimpleConvNet": Family(_plain, _classes("fc2.bias"), _simple_flattened, side=28, channels=1),
+  "XONet": Family(_plain, _classes("fc.bias"), lambda module: {"fc": module.features}, side=9, channels=1),
+}  # fmt: skip

@@ -1,0 +1,356 @@
+"""Image classifiers: parameters as the papers' tables count them, stages, training and evaluation, starting weights.
+
+Counts are those of torchvision's models, and of the papers' layer tables where it has none. Shapes only, but for the
+last tests.
+"""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from flaxonomy import models
+from flaxonomy.models.vision import googlenet, inception, resnet, vgg
+
+RNG = jax.random.PRNGKey(0)
+CLASSIFIERS = [name for name in models.MODELS if "num_classes" in models.lookup(name)[1]]
+COUNTS = {  # at 1000 classes where the paper's are ImageNet's, else 10
+  "mlp": 119_910, "simple_convnet": 433_890, "xo_net": 86, "deep_convnet": 123_552,
+  "alexnet": 61_100_840, "alexnet_original": 60_965_224,
+  "vgg11": 132_863_336, "vgg13": 133_047_848, "vgg16": 138_357_544, "vgg19": 143_667_240,
+  "vgg11_bn": 132_868_840, "vgg13_bn": 133_053_736, "vgg16_bn": 138_365_992, "vgg19_bn": 143_678_248,
+  "googlenet": 13_004_888, "googlenet_original": 13_378_280, "inception_v3": 27_161_264,
+  "resnet18": 11_689_512, "resnet34": 21_797_672, "resnet50": 25_557_032, "resnet101": 44_549_160,
+  "resnet152": 60_192_808,
+  "resnet20": 269_722, "resnet32": 464_154, "resnet44": 658_586, "resnet56": 853_018, "resnet110": 1_727_962,
+}  # fmt: skip
+FIELDS = [  # what fields make of them
+  ("alexnet_original", {"groups": 1}, 62_378_344),
+  ("googlenet", {"aux_logits": False}, 6_624_904),
+  ("googlenet_original", {"aux_logits": False}, 6_998_552),
+  ("inception_v3", {"aux_logits": False}, 23_834_568),
+  ("resnet50", {"stride_in_1x1": True}, 25_557_032),
+  ("resnet18", {"small_images": True}, 11_689_512 - 64 * 3 * (7 * 7 - 3 * 3)),
+  ("resnet20", {"residual": False}, 269_722),
+  ("simple_convnet", {"kernel_size": 3, "convs": 2}, 30 * 10 + 30 * 271 + 30 * 144 * 100 + 100 + 1010),
+]  # fmt: skip
+IMAGES = {  # of the papers, where they are not 224 x 224 x 3
+  "mlp": (28, 28, 1), "simple_convnet": (28, 28, 1), "deep_convnet": (28, 28, 1), "xo_net": (9, 9, 1),
+  "alexnet_original": (227, 227, 3), "inception_v3": (299, 299, 3),
+}  # fmt: skip
+
+
+def image(name):
+  cifar = name in ("resnet20", "resnet32", "resnet44", "resnet56", "resnet110")
+  return IMAGES.get(name, (32, 32, 3) if cifar else (224, 224, 3))
+
+
+def variables_of(name, **fields):
+  model = models.create(name, **fields)
+  return model, jax.eval_shape(lambda: model.init(RNG, jnp.zeros((1, *image(name))), train=False))
+
+
+def count(tree):
+  return sum(leaf.size for leaf in jax.tree.leaves(tree))
+
+
+def stages_of(name, batch=2, train=False, **fields):
+  """{stage: shape behind the batch} of a model, and its variables after the pass; "logits" is float32 and last."""
+  model, variables = variables_of(name, **fields)
+
+  def run(variables):
+    kept = [key for key in variables if key != "params"] if train else False
+    rngs = {"dropout": RNG} if train else None
+    made = model.apply(variables, jnp.zeros((batch, *image(name))), train=train, mutable=kept, rngs=rngs)
+    return made[0] if train else made
+
+  stages = jax.eval_shape(run, variables)
+  assert all(x.shape[0] == batch for x in stages.values())
+  assert (list(stages)[-1], stages["logits"].dtype) == ("logits", jnp.float32)
+  return {key: x.shape[1:] for key, x in stages.items()}
+
+
+def test_every_classifier_is_counted():
+  assert set(COUNTS) == set(CLASSIFIERS)
+
+
+@pytest.mark.parametrize("name", COUNTS)
+def test_parameters_are_the_papers(name):
+  """And so is the depth in its name: convolutions but for shortcuts, and dense layers."""
+  variables = variables_of(name)[1]
+  assert count(variables["params"]) == COUNTS[name]
+  if depth := re.fullmatch(r"(?:vgg|resnet)(\d+)(?:_bn)?", name):
+    paths = ["/".join(key.key for key in path) for path, _ in jax.tree_util.tree_leaves_with_path(variables["params"])]
+    assert sum(path.endswith("kernel") and "shortcut" not in path for path in paths) == int(depth[1])
+  statistics = jax.tree.leaves(variables.get("batch_stats", {}))
+  norms = [leaf for leaf in jax.tree.leaves(variables["params"]) if leaf.ndim == 1]
+  assert len(statistics) in (0, 2 * (len(norms) // 2))
+  assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype(jnp.float32)}
+
+
+@pytest.mark.parametrize("name, fields, expected", FIELDS)
+def test_parameters_by_fields(name, fields, expected):
+  assert count(variables_of(name, **fields)[1]["params"]) == expected
+
+
+def test_maps_of_the_small_ones():
+  assert stages_of("simple_convnet") == {
+    "conv1": (24, 24, 30), "pool1": (12, 12, 30), "hidden": (100,), "logits": (10,),
+  }  # fmt: skip
+  assert stages_of("xo_net") == {"conv1": (7, 7, 3), "pool1": (3, 3, 3), "logits": (2,)}
+  two = stages_of("simple_convnet", kernel_size=3, convs=2)
+  assert list(two) == ["conv1", "conv2", "pool1", "hidden", "logits"]
+  assert two["conv2"] == stages_of("simple_convnet")["conv1"]  # two windows of 3 see what one of 5 sees
+
+
+def test_a_hidden_layer_of_no_units_is_none():
+  assert list(stages_of("simple_convnet", hidden_size=0)) == ["conv1", "pool1", "logits"]
+
+
+@pytest.mark.parametrize(
+  "name, pool1, pool2", [("alexnet", 64, 192), ("alexnet_original", 96, 256)]
+)
+def test_maps_of_alexnet(name, pool1, pool2):
+  assert stages_of(name) == {
+    "pool1": (27, 27, pool1), "pool2": (13, 13, pool2), "conv3": (13, 13, 384),
+    "conv4": (13, 13, 256 if name == "alexnet" else 384), "pool5": (6, 6, 256), "fc6": (4096,), "fc7": (4096,),
+    "logits": (1000,),
+  }  # fmt: skip
+
+
+@pytest.mark.parametrize("name, depths", [("vgg16", (2, 2, 3, 3, 3)), ("vgg11_bn", (1, 1, 2, 2, 2))])
+def test_maps_of_vgg(name, depths):
+  expected = {}
+  for i, (depth, features) in enumerate(zip(depths, (64, 128, 256, 512, 512)), 1):
+    side = 224 >> (i - 1)
+    expected |= {f"conv{i}_{j}": (side, side, features) for j in range(1, depth + 1)}
+    expected[f"pool{i}"] = (side // 2, side // 2, features)
+  assert stages_of(name) == expected | {"fc6": (4096,), "fc7": (4096,), "logits": (1000,)}
+
+
+GOOGLENET = {"3a": 256, "3b": 480, "4a": 512, "4b": 512, "4c": 512, "4d": 528, "4e": 832, "5a": 832, "5b": 1024}
+
+
+@pytest.mark.parametrize("name", ["googlenet", "googlenet_original"])
+def test_maps_of_googlenet(name):
+  """Table 1's column "output size"; the auxiliary classifiers are there in training alone."""
+  sides = {"3": 28, "4": 14, "5": 7}
+  expected = {f"inception{key}": (sides[key[0]],) * 2 + (depth,) for key, depth in GOOGLENET.items()}
+  expected |= {"pool1": (56, 56, 64), "pool2": (28, 28, 192), "pool3": (14, 14, 480), "pool4": (7, 7, 832)}
+  expected |= {"pooled": (1024,), "logits": (1000,)}
+  assert stages_of(name) == expected
+  assert stages_of(name, train=True) == expected | {"aux1": (1000,), "aux2": (1000,)}
+  assert "aux1" not in stages_of(name, train=True, aux_logits=False)
+
+
+def test_maps_of_inception_v3():
+  sides = {"5": 35, "6": 17, "7": 8}
+  depths = {"5b": 256, "5c": 288, "5d": 288, "7a": 1280, "7b": 2048, "7c": 2048}
+  depths |= dict.fromkeys(("6a", "6b", "6c", "6d", "6e"), 768)
+  expected = {f"Mixed_{key}": (sides[key[0]],) * 2 + (depth,) for key, depth in depths.items()}
+  expected |= {"pool1": (73, 73, 64), "pool2": (35, 35, 192), "pooled": (2048,), "logits": (1000,)}
+  assert stages_of("inception_v3") == expected
+  assert stages_of("inception_v3", train=True) == expected | {"aux": (1000,)}
+
+
+@pytest.mark.parametrize("name, factor", [("resnet18", 1), ("resnet50", 4)])
+def test_maps_of_resnet(name, factor):
+  expected = {f"stage{i}": (56 >> i - 1, 56 >> i - 1, factor * 64 << i - 1) for i in (1, 2, 3, 4)}
+  expected |= {"stem": (56, 56, 64), "pooled": (512 * factor,), "logits": (1000,)}
+  assert stages_of(name) == expected
+  assert stages_of("resnet18", small_images=True)["stem"] == (224, 224, 64)
+
+
+def test_maps_of_cifar_resnet():
+  assert stages_of("resnet20") == {
+    "stem": (32, 32, 16), "stage1": (32, 32, 16), "stage2": (16, 16, 32), "stage3": (8, 8, 64), "pooled": (64,),
+    "logits": (10,),
+  }  # fmt: skip
+
+
+def test_where_the_stride_of_a_bottleneck_lies():
+  """In the 3 x 3 convolution as torchvision has it, or in the first as the paper: seen by what norm1 gets."""
+  x = jnp.zeros((1, 8, 8, 4))
+  for first, side in ((False, 8), (True, 4)):
+    block = resnet.Bottleneck(2, 2, stride_in_1x1=first)
+    kept = jax.eval_shape(
+      lambda b=block: b.init_with_output(RNG, x, train=False, capture_intermediates=True, mutable=True)
+    )[1]["intermediates"]
+    assert kept["conv1"]["__call__"][0].shape == (1, side, side, 2)
+    assert kept["conv2"]["__call__"][0].shape == (1, 4, 4, 2)
+
+
+SMALL = {  # of each class of models: a module, the side of its images, and whether dropout and batch norm are in it
+  "alexnet": (models.create("alexnet", num_classes=5, features=(4,) * 5, hidden_size=8, pool=1), 63, True, False),
+  "alexnet_original": (
+    models.create("alexnet_original", num_classes=5, features=(4,) * 5, hidden_size=8), 67, True, False,
+  ),
+  "vgg11_bn": (vgg.VGG((1,) * 5, True, 5, (4,) * 5, 8, 1), 32, True, True),
+  "googlenet": (googlenet.GoogLeNet(num_classes=5, shrink=16), 32, True, True),
+  "inception_v3": (inception.InceptionV3(num_classes=5, shrink=32), 75, True, True),
+  "resnet": (resnet.ResNet((1, 1, 1, 1), True, 5, 4), 32, False, True),
+  "cifar_resnet": (resnet.CifarResNet(1, 5, 4), 16, False, True),
+  "deep_convnet": (models.create("deep_convnet", num_classes=5, features=(4, 4, 4), hidden_size=8), 16, True, False),
+  "simple_convnet": (models.create("simple_convnet", num_classes=5, features=4, hidden_size=8), 12, False, False),
+  "xo_net": (models.create("xo_net", num_classes=5), 9, False, False),
+}  # fmt: skip
+QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}  # compiles in half the time
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_in_bfloat16(name):
+  """In training and evaluation: finite, computed in bfloat16, but logits, parameters and statistics in float32."""
+  model, side, dropout, statistics = SMALL[name]
+  model = model.clone(dtype=jnp.bfloat16)
+  x = jax.random.normal(RNG, (2, side, side, 1 if name == "xo_net" else 3))
+  variables = jax.jit(lambda: model.init(RNG, x, train=False)).lower().compile(QUICK)()
+  assert ("batch_stats" in variables) == statistics
+  assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype(jnp.float32)}
+
+  def run(variables):
+    stages = model.apply(variables, x, train=False)
+    trained, after = model.apply(variables, x, train=True, mutable=["batch_stats"], rngs={"dropout": RNG})
+    return stages, trained, after
+
+  stages, trained, after = jax.jit(run).lower(variables).compile(QUICK)(variables)
+  for found in (stages, trained):
+    heads = [key for key in found if key == "logits" or key.startswith("aux")]
+    assert {found[key].dtype for key in heads} == {jnp.dtype(jnp.float32)}
+    assert {found[key].dtype for key in found if key not in heads} == {jnp.dtype(jnp.bfloat16)}
+    assert all(np.isfinite(np.float32(value)).all() for value in found.values())
+  assert [leaf.shape for leaf in jax.tree.leaves(after)] == [
+    leaf.shape for leaf in jax.tree.leaves(variables.get("batch_stats", {}))
+  ]
+  for old, new in zip(jax.tree.leaves(variables.get("batch_stats", {})), jax.tree.leaves(after)):
+    assert new.dtype == jnp.float32
+    assert np.isfinite(new).all()
+    assert not np.array_equal(old, new)
+  assert dropout == draws(model, variables, x)
+
+
+def draws(model, variables, x) -> bool:
+  """Whether training asks for randomness; evaluation never does."""
+  jax.eval_shape(lambda v: model.apply(v, x, train=False), variables)
+  try:
+    jax.eval_shape(lambda v: model.apply(v, x, train=True, mutable=["batch_stats"]), variables)
+  except Exception as error:
+    assert "dropout" in str(error)
+    return True
+  return False
+
+
+def test_examples_are_independent_in_evaluation_only():
+  model, side, *_ = SMALL["cifar_resnet"]
+  x = jax.random.normal(RNG, (3, side, side, 3))
+  variables = model.init(RNG, x, train=False)
+  run = jax.jit(
+    lambda x, train: model.apply(variables, x, train=train, mutable=["batch_stats"])[0]["logits"], static_argnums=1
+  )
+  other = x.at[2].set(5.0)
+  np.testing.assert_array_equal(run(x, False)[:2], run(other, False)[:2])
+  assert np.abs(run(x, True)[:2] - run(other, True)[:2]).max() > 1e-3
+
+
+def start(model, side, channels=3):
+  """Starting parameters; the forward pass is not computed."""
+  return jax.jit(lambda: model.init(RNG, jnp.zeros((1, side, side, channels)), train=False)["params"])()
+
+
+def assert_deviation(kernel, deviation, normal):
+  assert abs(float(kernel.std()) / deviation - 1) < 0.05
+  assert abs(float(kernel.mean())) < 0.1 * deviation
+  most = float(jnp.abs(kernel).max()) / deviation
+  assert most > 2.5 if normal else most <= 3**0.5 + 1e-3  # neither cut at two deviations, nor beyond a uniform's ends
+
+
+def test_alexnet_starts_as_the_paper_has_it():
+  """Section 5: deviation .01; biases 1 in conv2, conv4, conv5 and the hidden dense layers, else 0."""
+  params = start(models.create("alexnet_original", features=(8, 16, 24, 24, 16), hidden_size=64), 67)
+  assert {name for name, layer in params.items() if (layer["bias"] == 1).all()} == {"conv2", "conv4", "conv5", "fc6", "fc7"}
+  assert {name for name, layer in params.items() if (layer["bias"] == 0).all()} == {"conv1", "conv3", "fc8"}
+  for layer in params.values():
+    assert_deviation(layer["kernel"], 0.01, normal=True)
+
+
+def test_torchvisions_alexnet_starts_as_torch_does():
+  params = start(models.create("alexnet", features=(8, 16, 24, 24, 16), hidden_size=64, pool=1), 67)
+  for layer in params.values():
+    assert_deviation(layer["kernel"], (1 / 3 / layer["kernel"][..., 0].size) ** 0.5, normal=False)
+
+
+def test_vgg_starts_as_torchvisions():
+  params = start(vgg.VGG((1,) * 5, False, 100, (16,) * 5, 64), 32)
+  for name, layer in params.items():
+    kernel = layer["kernel"]
+    fan_out = kernel.shape[0] * kernel.shape[1] * kernel.shape[3] if kernel.ndim == 4 else None
+    if kernel.size > 1000:
+      assert_deviation(kernel, (2 / fan_out) ** 0.5 if fan_out else 0.01, normal=True)
+    assert not layer["bias"].any(), name
+
+
+def test_resnet_starts_as_he():
+  params = start(resnet.ResNet((1, 2, 1, 1), False, 100, 16), 32)
+  for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+    if leaf.ndim == 4 and leaf.size > 1000:
+      assert_deviation(leaf, (2 / (leaf.shape[0] * leaf.shape[1] * leaf.shape[3])) ** 0.5, normal=True)
+    elif leaf.ndim == 1:
+      expected = 1.0 if path[-1].key == "scale" else 0.0
+      assert (leaf == expected).all(), path
+
+
+@pytest.mark.parametrize("bottleneck", [False, True])
+def test_zero_init_residual_makes_blocks_that_are_their_shortcuts(bottleneck):
+  model = resnet.ResNet((2, 1, 1, 1), bottleneck, 5, 4, zero_init_residual=True)
+  params = start(model, 16)
+  last = "norm3" if bottleneck else "norm2"
+  for name, layer in params.items():
+    for inner, leaves in layer.items() if "block" in name else ():
+      if "norm" in inner:
+        assert (leaves["scale"] == (0.0 if inner == last else 1.0)).all(), (name, inner)
+  if not bottleneck:  # the first stage of two-convolution blocks has plain shortcuts alone
+    variables = {"params": params, "batch_stats": model.init(RNG, jnp.zeros((1, 16, 16, 3)), train=False)["batch_stats"]}
+    x = jax.random.normal(RNG, (1, 16, 16, 3))
+    stages = jax.jit(lambda v: model.apply(v, x, train=False))(variables)
+    np.testing.assert_array_equal(stages["stage1"], stages["stem"])
+
+
+def test_googlenet_starts_as_its_two_sources():
+  ours = start(googlenet.GoogLeNet(shrink=4), 32)
+  for unit in (ours["conv2"], ours["inception4a"]["branch2"]):
+    assert_deviation(unit["conv"]["kernel"], 0.01, normal=True)
+    assert set(unit) == {"conv", "norm"}
+    assert set(unit["conv"]) == {"kernel"}
+  caffe = start(googlenet.GoogLeNet(original=True, shrink=4), 80)
+  kernel = caffe["inception4a"]["branch2"]["conv"]["kernel"]
+  fans = 9 * (kernel.shape[2] + kernel.shape[3])
+  assert_deviation(kernel, (2 / fans) ** 0.5, normal=False)
+  assert (caffe["inception4a"]["branch2"]["conv"]["bias"] == 0.2).all()
+  assert caffe["inception4a"]["branch3"]["conv"]["kernel"].shape[:2] == (5, 5)
+  assert ours["inception4a"]["branch3"]["conv"]["kernel"].shape[:2] == (3, 3)
+
+
+def test_inception_starts_as_torchvisions():
+  params = start(inception.InceptionV3(shrink=8), 75)
+  assert_deviation(params["Mixed_6b"]["branch7x7_2"]["conv"]["kernel"], 0.1, normal=True)
+  assert_deviation(params["AuxLogits"]["conv1"]["conv"]["kernel"], 0.01, normal=True)
+  assert_deviation(params["AuxLogits"]["fc"]["kernel"], 0.001, normal=True)
+  assert_deviation(params["fc"]["kernel"], 0.1, normal=True)
+
+
+def test_images_normalised_for_imagenet_are_renormalised():
+  """torchvision's transform_input: from (pixel - mean) / std to (pixel - .5) / .5."""
+  pixel = np.random.default_rng(0).uniform(size=(2, 3, 3, 3)).astype(np.float32)
+  given = (pixel - np.float32([0.485, 0.456, 0.406])) / np.float32([0.229, 0.224, 0.225])
+  np.testing.assert_allclose(googlenet.renormalised(given), 2 * pixel - 1, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+  "make, side", [(lambda n: googlenet.GoogLeNet(shrink=n), 32), (lambda n: inception.InceptionV3(shrink=n), 75)]
+)
+def test_shrinking_divides_every_width(make, side):
+  shapes = jax.eval_shape(lambda: make(4).init(RNG, jnp.zeros((1, side, side, 3)), train=False)["params"])
+  whole = jax.eval_shape(lambda: make(1).init(RNG, jnp.zeros((1, side, side, 3)), train=False)["params"])
+  for small, large in zip(jax.tree.leaves(shapes), jax.tree.leaves(whole)):
+    assert small.shape[-1] in (large.shape[-1] // 4, 1000)
