@@ -145,7 +145,8 @@ def resolve(flag, fields: dict, named: bool, workdir: str | None, mode: str) -> 
   if not isinstance(flag.value, base.Config):
     raise UserError(f"get_config() of {path!r} must return a Config, not {type(flag.value).__name__}")
   config = base.override(flag.value, changes)
-  folders = [f for f in (workdir or f"runs/{Path(path.split(':', 1)[0]).stem}").split(",") if f]
+  file, _, variant = path.partition(":")
+  folders = [f for f in (workdir or f"runs/{Path(file).stem}{variant and '_'}{variant}").split(",") if f]
   if len(folders) > 1 and mode != "eval":
     raise UserError(f"--mode={mode} takes one --workdir, not {len(folders)}; several make an ensemble with --mode=eval")
   if not named and _is_file(os.path.expanduser(folders[0]) + "/config.json"):

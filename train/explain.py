@@ -265,8 +265,8 @@ def _batches(function, variables, pixels, mesh) -> dict:
   for begin in range(0, len(pixels), size):
     part = pixels[begin : begin + size]
     padded = np.pad(part, ((0, size - len(part)), *[(0, 0)] * 3))
-    parts.append(jax.tree.map(lambda x, n=len(part): x[:n], jax.device_get(function(variables, padded))))
-  return jax.tree.map(lambda *x: np.concatenate(x), *parts)
+    parts.append(jax.device_get(function(variables, padded)))
+  return jax.tree.map(lambda *x: np.concatenate(x)[: len(pixels)], *parts)
 
 
 def _told(probs, classes, labels, names) -> tuple[list[str], list[bool]]:

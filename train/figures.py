@@ -279,7 +279,10 @@ def panels(groups, titles=None, wrong=None, heading: str = "", columns: int = 4)
   across = len(groups[0]) * (wide + between) - between
   down = tall + lines * INCH + (0.04 if lines else 0)
   columns = min(columns, len(groups))
-  size = max(columns * (across + gap) + gap, 0.078 * len(heading) + 0.3), -(-len(groups) // columns) * (down + gap) + 0.4
+  size = (
+    max(columns * (across + gap) + gap, 0.078 * len(heading) + 0.3),
+    -(-len(groups) // columns) * (down + gap) + 0.4,
+  )
   figure, left = Figure(figsize=size), (size[0] - columns * (across + gap) + gap) / 2
   figure.text(0.5, 1 - 0.2 / size[1], heading, fontsize=10, ha="center", va="center")
   for i, group in enumerate(groups):
@@ -290,7 +293,8 @@ def panels(groups, titles=None, wrong=None, heading: str = "", columns: int = 4)
     if titles:
       cut = [_cut(line, across) for line in titles[i].split("\n")]
       place = (x + across / 2) / size[0], 1 - (y - tall - 0.05) / size[1]
-      figure.text(*place, "\n".join(cut), fontsize=8, ha="center", va="bottom", color=colour or INK, linespacing=1.15)
+      figure.text(*place, "\n".join(cut), fontsize=8, ha="center", va="bottom", color=colour or INK, linespacing=1.15,
+                  parse_math=False)  # fmt: skip
   return figure
 
 
@@ -316,7 +320,7 @@ def _tile(figure, place, image, colour=None):
 
 def _cut(line, inches):
   """A line of small print that fits."""
-  most = int(inches / 0.066)
+  most = max(1, int(inches / 0.066))
   return line if len(line) <= most else f"{line[: most - 1]}…"
 
 
@@ -332,13 +336,15 @@ def activations(images, titles, stages: dict[str, tuple], heading: str) -> Figur
   most = max(maps.shape[-1] for _, maps, _ in stages.values())
   side, between, gap, label = 1.0, 0.06, 0.3, 1.35
   block = most * (side + between) + gap
-  size = label + len(images) * block, 0.75 + side + len(stages) * (side + 0.2)
+  size = max(label + len(images) * block, 0.078 * len(heading) + 0.3), 0.75 + side + len(stages) * (side + 0.2)
   figure = Figure(figsize=size)
   figure.text(0.5, 1 - 0.2 / size[1], heading, fontsize=10, ha="center", va="center")
   for n, (image, title) in enumerate(zip(images, titles)):
     x, y = label + n * block, 0.45 + side
     _tile(figure, _fitted(x, y, side, image), image)
-    figure.text((x + side + 0.12) / size[0], 1 - (y - side / 2) / size[1], title, fontsize=9, va="center", color=INK)
+    place = (x + side + 0.12) / size[0], 1 - (y - side / 2) / size[1]
+    told = "\n".join(_cut(line, block - side - 0.45) for line in title.split("\n"))
+    figure.text(*place, told, fontsize=9, va="center", color=INK, parse_math=False)
   for row, (name, (shape, maps, channels)) in enumerate(stages.items(), 1):
     y = 0.6 + side + row * (side + 0.2)
     middle = 1 - (y - side / 2) / size[1]
