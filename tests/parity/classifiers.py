@@ -52,9 +52,9 @@ def compare(case: dict, stem: str) -> dict:
 def _tolerance(meta, key) -> float:
   """1e-5, or three times what float32 costs the reference itself, at most 1e-4.
 
-  Gradient norms: a unit whose input is nearly 0, or two that are nearly equal in a pooling window, may take another side
-  here than there, which moves a parameter's norm by up to 1e-2 (goldens of deep nets with a batch of 2); so 1e-3, or ten
-  times the reference's own error, and the median over the parameters within 1e-4.
+  Gradient norms: a unit whose input is nearly 0, or two that are nearly equal in a pooling window, may take another
+  side here than there, which moves a parameter's norm by up to 1e-2 (goldens of deep nets with a batch of 2); so
+  1e-3, or ten times the reference's own error, and the median over the parameters within 1e-4.
   """
   errors = meta.get("float32_error", {})
   if key == "grad/median of all":

@@ -17,7 +17,7 @@ from flaxonomy.models.interop import classifiers as families
 
 FOLDER = "tests/goldens/classifiers"
 QUICK = (
-  "alexnet", "vgg11_bn", "googlenet_transform_input", "inception_v3_odd", "resnet18", "cifar_resnet20",
+  "alexnet", "vgg16_bn", "googlenet_transform_input", "inception_v3", "resnet18", "cifar_resnet20",
   "simple_convnet", "simple_convnet_two", "xo_net", "deepconvnet",
 )  # fmt: skip
 FILES = (
@@ -118,7 +118,9 @@ def test_a_wrong_epsilon_in_one_norm_of_resnet18_is_caught(root, monkeypatch):
   case["in"] = {"x": case["in"]["x"]}  # evaluation is enough, and a third of the time
   monkeypatch.setattr(norm.BatchNorm, "__call__", wrong)
   found = classifiers.compare(case, "resnet18")
-  bad = [key for key, (ours, theirs, tolerance) in found.items() if check.difference(ours, theirs, tolerance)[0] > tolerance]
+  bad = [
+    key for key, (ours, theirs, tolerance) in found.items() if check.difference(ours, theirs, tolerance)[0] > tolerance
+  ]
   assert "out/logits" in bad
   assert "mid/layer4" in bad
   assert not {"mid/layer1", "mid/layer2"} & set(bad)
@@ -148,4 +150,3 @@ def test_weights_are_those_of_the_file(root):
     assert seeded.digest(tensors) == meta["sha256"]
     params = interop.from_torch(model_of(path_of(root, stem)), tensors)["params"]
     assert sum(leaf.size for leaf in jax.tree.leaves(params)) == meta["params"]
-
