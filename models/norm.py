@@ -55,11 +55,12 @@ def moments(x: jax.Array, axis_name: str | None = None) -> tuple[jax.Array, jax.
   axes, x = tuple(range(x.ndim - 1)), x.astype(jnp.float32)
   n = x.size // x.shape[-1]
   mean = x.mean(axes)
-  if axis_name is not None:
-    n *= lax.axis_size(axis_name)
-    mean = lax.pmean(mean, axis_name)
   var = jnp.square(x - mean[(None,) * len(axes)]).mean(axes)  # about the mean: no cancellation
-  return mean, var if axis_name is None else lax.pmean(var, axis_name), n
+  if axis_name is None:
+    return mean, var, n
+  means, variances = lax.all_gather(jnp.stack([mean, var]), axis_name, axis=1)  # one exchange for both, [devices, C]
+  mean = means.mean(0)
+  return mean, (variances + jnp.square(means - mean[None])).mean(0), n * lax.axis_size(axis_name)
 
 
 def local_response_norm(x: jax.Array, size: int, alpha: float, beta: float, k: float) -> jax.Array:

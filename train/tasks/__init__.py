@@ -17,6 +17,9 @@ TASKS = {
 }
 
 
+MANY = 2**20  # parameters, from which on a step is not cut into slices
+
+
 def build(config, info, devices: int) -> Task:
   """The task that a config names.
 
@@ -42,21 +45,23 @@ def require(config, fits: bool) -> None:
     )
 
 
-def microbatches(config, devices: int, collections) -> int:
+def microbatches(config, devices: int, params, collections) -> int:
   """Microbatches of a step.
 
   On CPUs the default cuts a device's batch into slices of at most eight examples, whose activations stay in the cache
-  from the forward pass to the backward pass; not where batch statistics would then be those of a slice.
+  from the forward pass to the backward pass; not where batch statistics would then be those of a slice, nor where the
+  parameters, whose gradient every slice adds to, weigh more than activations would.
 
   Args:
     config: configs.base.Config.
     devices: over which the batch is split.
+    params: of the model, arrays or shapes.
     collections: of the model; {} if it has parameters only.
   """
   if config.train.accumulate is not None:
     return config.train.accumulate
   local = config.data.batch_size // devices
-  if collections or jax.default_backend() != "cpu":
+  if collections or jax.default_backend() != "cpu" or sum(x.size for x in jax.tree.leaves(params)) > MANY:
     return 1
   return local // next(size for size in (8, 7, 6, 5, 4, local) if local % size == 0)
 

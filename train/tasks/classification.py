@@ -54,7 +54,7 @@ def build(config, info, devices: int) -> Task:
     optimizer=optimizer,
     plan=sharding.plan(params, shards),
     augment=augment.build(config.data, DATA),
-    accumulate=tasks.microbatches(config, devices, collections),
+    accumulate=tasks.microbatches(config, devices, params, collections),
     ema_decay=config.train.ema_decay,
   )
   return Task(
