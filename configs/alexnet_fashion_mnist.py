@@ -21,5 +21,5 @@ def get_config(name: str = VARIANTS[0]) -> Config:
       augment=Augment(flip_horizontal=True),
     ),
     optim=Optim("adam", lr=1e-3, schedule="cosine", warmup_steps=100),
-    train=Train(steps=1_200, eval_every=120),
+    train=Train(steps=800, eval_every=100),
   )  # fmt: skip

@@ -16,5 +16,5 @@ def get_config() -> Config:
       augment=Augment(flip_horizontal=True),
     ),
     optim=Optim("adam", lr=2e-3, schedule="cosine", warmup_steps=100),
-    train=Train(steps=600, eval_every=120, label_smoothing=0.1),
+    train=Train(steps=400, eval_every=100, label_smoothing=0.1),
   )  # fmt: skip

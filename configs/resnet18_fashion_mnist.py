@@ -19,5 +19,5 @@ def get_config(name: str = VARIANTS[0]) -> Config:
       augment=Augment(flip_horizontal=True),
     ),
     optim=Optim("momentum", lr=0.1, weight_decay=5e-4, schedule="cosine", warmup_steps=100),
-    train=Train(steps=1_200, eval_every=120),
+    train=Train(steps=800, eval_every=100),
   )  # fmt: skip

@@ -19,5 +19,5 @@ def get_config(name: str = "vgg11_bn") -> Config:
       augment=Augment(crop_padding=4, flip_horizontal=True),
     ),
     optim=Optim("adam", lr=2e-3, schedule="cosine", warmup_steps=200),
-    train=Train(steps=6 * 391, eval_every=391),
+    train=Train(steps=4 * 391, eval_every=391),
   )  # fmt: skip

@@ -35,9 +35,7 @@ def made(name, side=None, classes=3, **fields) -> dict:
   known, channels = SHAPES.get(name, (224, 3))
   side = side or known
   model = models.create(name, num_classes=classes, **SMALL[name] | fields)
-  shapes = jax.eval_shape(
-    lambda: model.init(jax.random.PRNGKey(0), jnp.zeros((1, side, side, channels)), train=False)
-  )
+  shapes = jax.eval_shape(lambda: model.init(jax.random.PRNGKey(0), jnp.zeros((1, side, side, channels)), train=False))
   rng = np.random.default_rng(0)
   return jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype(np.float32), shapes)
 
@@ -91,7 +89,7 @@ def test_layouts():
       },
     ),
     ("inception_v3", {"Mixed_6b.branch7x7_2.conv.weight": (8, 8, 1, 7), "AuxLogits.conv1.bn.running_var": (48,)}),
-    ("resnet18", {"layer2.0.downsample.0.weight": (4, 2, 1, 1), "layer4.1.bn2.running_var": (16,), "fc.weight": (3, 16)}),
+    ("resnet18", {"layer2.0.downsample.0.weight": (4, 2, 1, 1), "layer4.1.bn2.bias": (16,), "fc.weight": (3, 16)}),
     ("resnet50", {"layer1.0.downsample.1.bias": (8,), "layer3.5.conv3.weight": (32, 8, 1, 1), "bn1.weight": (2,)}),
     ("resnet20", {"layer3.2.conv2.weight": (8, 8, 3, 3), "linear.weight": (3, 8)}),
   ],
@@ -206,3 +204,12 @@ def test_models_of_other_image_sizes(name, side):
   variables = made(name, side)
   tensors = interop.to_torch(name, variables, **SMALL[name])
   assert_equal(interop.from_torch(name, tensors, **SMALL[name]), variables)
+
+
+def test_maps_that_are_not_square_are_refused():
+  """Which of [4, 5] and [5, 4] was flattened cannot be seen in a matrix."""
+  model = models.create("deep_convnet", **SMALL["deep_convnet"])
+  shapes = jax.eval_shape(lambda: model.init(jax.random.PRNGKey(0), jnp.zeros((1, 28, 36, 1)), train=False))
+  with pytest.raises(UserError, match="square") as raised:
+    interop.to_torch("deep_convnet", jax.tree.map(lambda x: np.zeros(x.shape), shapes), **SMALL["deep_convnet"])
+  assert "\n" not in str(raised.value)

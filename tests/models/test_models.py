@@ -74,3 +74,60 @@ def test_unknown_names_list_what_is_near():
 @pytest.mark.parametrize("name", models.MODELS)
 def test_every_model_can_be_made(name):
   assert models.create(name) == models.create(name)
+
+
+@pytest.mark.parametrize(
+  "name, fields, message",
+  [
+    ("resnet19", {}, "unknown model 'resnet19'; did you mean "),
+    ("vgg16bn", {}, "did you mean 'vgg16_bn'"),
+    ("inception", {}, "did you mean 'inception_v3'"),
+    ("resnet18", {"dropout": 0.5}, "unknown field of model 'resnet18': 'dropout'; known: axis_name, bottleneck, "),
+    ("googlenet", {"aux_logit": True}, "did you mean 'aux_logits'"),
+    ("googlenet", {"aux_logits": 1}, "must be like True, not 1"),
+    ("resnet50", {"bottleneck": 0}, "must be like True, not 0"),
+    ("resnet50", {"num_classes": 0}, "must be like 1000, not 0"),
+    ("resnet50", {"num_classes": True}, "must be like 1000, not True"),
+    ("vgg11", {"pool": 2.0}, "must be like 7, not 2.0"),
+    ("vgg11", {"dropout": 1.0}, "must be like 0.5, not 1.0"),
+    ("vgg11", {"features": 64}, r"must be like \(64, 128, 256, 512, 512\), not 64"),
+    ("vgg11", {"features": (8, 8, 8, 8, -8)}, "must be like"),
+    ("vgg11", {"features": (8, 8)}, "features"),  # would be a net of two stages
+    ("alexnet", {"features": (8, 8, 8, 8)}, "features"),
+    ("resnet18", {"depths": (2, 2, 2)}, "depths"),
+    ("googlenet", {"dropout": "0.2"}, "dropout"),
+    ("googlenet", {"dropout": 1.5}, "dropout"),
+    ("resnet18", {"axis_name": 3}, "axis_name"),
+  ],
+)
+def test_mistakes_are_one_line(name, fields, message):
+  with pytest.raises(UserError, match=message) as raised:
+    models.create(name, **fields)
+  assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+  "name, fields, side",
+  [("alexnet_original", {"groups": 3}, 67), ("googlenet", {"shrink": 32}, 32), ("inception_v3", {"shrink": 64}, 75)],
+)
+def test_widths_that_cannot_be_divided(name, fields, side):
+  """Groups that do not divide the channels; so great a divisor that a branch has no channels left."""
+  with pytest.raises(UserError) as raised:
+    shapes_of(models.create(name, **fields), 1, side, side, 3)
+  assert "\n" not in str(raised.value)
+
+
+def test_fields_of_variants():
+  """`lookup` knows what a variant of a model gives to its class, and a caller may give another value."""
+  known = models.lookup("vgg16_bn")[1]
+  assert (known["depths"], known["batch_norm"], known["num_classes"]) == ((2, 2, 3, 3, 3), True, 1000)
+  assert models.lookup("resnet110")[1]["blocks"] == 18
+  assert models.create("resnet110", blocks=3) == models.create("resnet20")
+  assert models.create("vgg16", batch_norm=True) == models.create("vgg16_bn")
+  assert models.create("googlenet", dropout=None, axis_name="data", dtype=jnp.bfloat16).axis_name == "data"
+
+
+@pytest.mark.parametrize("name", [name for name in models.MODELS if "dtype" in models.lookup(name)[1]])
+def test_compute_type_is_the_last_field(name):
+  """The house's order: architecture first."""
+  assert list(models.lookup(name)[1])[-1] == "dtype"

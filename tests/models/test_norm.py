@@ -117,9 +117,7 @@ def test_gradient_of_batch_norm_by_finite_differences():
 def test_batch_norm_over_two_devices_is_that_of_the_whole_batch():
   """Result, statistics and gradients: half the batch on each of two devices, and all of it on one."""
   mesh = Mesh(np.array(jax.devices()[:2]), ("data",))
-  spread = lambda f, specs, out: jax.jit(
-    jax.shard_map(f, mesh=mesh, in_specs=specs, out_specs=out, check_vma=False)
-  )
+  spread = lambda f, specs, out: jax.jit(jax.shard_map(f, mesh=mesh, in_specs=specs, out_specs=out, check_vma=False))
 
   def apply(x):
     norm = BatchNorm(axis_name="data")
@@ -129,7 +127,9 @@ def test_batch_norm_over_two_devices_is_that_of_the_whole_batch():
   whole, whole_after = BatchNorm().apply(VARIABLES, X, train=True, mutable=["batch_stats"])
   np.testing.assert_allclose(y, whole, rtol=1e-5, atol=1e-5)
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), after, whole_after)
-  alone = spread(lambda x: BatchNorm().apply(VARIABLES, x, train=True, mutable=["batch_stats"])[0], P("data"), P("data"))
+  alone = spread(
+    lambda x: BatchNorm().apply(VARIABLES, x, train=True, mutable=["batch_stats"])[0], P("data"), P("data")
+  )
   assert np.abs(alone(X) - whole).max() > 0.1  # without the axis each device has its own statistics
 
   specs = {"x": P("data"), "scale": P(), "bias": P()}

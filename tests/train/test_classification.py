@@ -60,7 +60,7 @@ def test_losses_and_probabilities(name, smoothing):
 def test_probabilities_of_very_small_sigmoids():
   """Logits that are all far below 0: sigmoids of nothing, and yet shares of 1."""
   probs = classification.LOSSES["bce"][1](jnp.asarray([[-200.0, -201.0, -300.0]]))
-  np.testing.assert_allclose(probs, softmax([[-200.0, -201.0, -300.0]]), rtol=1e-5)
+  np.testing.assert_allclose(probs, softmax([[-200.0, -201.0, -300.0]]), rtol=1e-5, atol=1e-30)
 
 
 def test_label_smoothing_is_as_it_was():
@@ -83,7 +83,9 @@ def test_auxiliary_losses_are_weighted(names, weight, loss):
   more = {"logits": LOGITS, "pooled": np.ones((6, 9), np.float32)}
   found = classification.objective(model, stages | more, jnp.asarray(ONE_HOT, jnp.float32), loss)
   of = BY_HAND[loss][0]
-  np.testing.assert_allclose(found, of(LOGITS, ONE_HOT) + weight * sum(of(x, ONE_HOT) for x in stages.values()), rtol=1e-5)
+  np.testing.assert_allclose(
+    found, of(LOGITS, ONE_HOT) + weight * sum(of(x, ONE_HOT) for x in stages.values()), rtol=1e-5
+  )
 
 
 def test_auxiliary_weights_of_the_models():
@@ -104,7 +106,10 @@ class Pixels(nn.Module):
     h, w = (jnp.arange(1.0, n + 1) for n in x.shape[1:3])
     places = jnp.sin(h[:, None] * 3 + w[None] ** 2)
     sums = (x * places[None, :, :, None]).mean((1, 2, 3))
-    return {"logits": sums[:, None] * jnp.arange(1.0, 1 + self.num_classes)[None] + self.param("b", nn.initializers.zeros_init(), (1, 1))}
+    return {
+      "logits": sums[:, None] * jnp.arange(1.0, 1 + self.num_classes)[None]
+      + self.param("b", nn.initializers.zeros_init(), (1, 1))
+    }
 
 
 def predicted(monkeypatch, image, **data):
@@ -120,7 +125,9 @@ def predicted(monkeypatch, image, **data):
 def by_hand(parts):
   """The mean of the softmax over normalised views."""
   model = Pixels()
-  logits = [model.apply({"params": {"b": np.zeros((1, 1))}}, (x / 255 - 0.5) / 0.25, train=False)["logits"] for x in parts]
+  logits = [
+    model.apply({"params": {"b": np.zeros((1, 1))}}, (x / 255 - 0.5) / 0.25, train=False)["logits"] for x in parts
+  ]
   return np.mean([softmax(x) for x in logits], 0)
 
 
@@ -170,16 +177,17 @@ def doubling(n):
 
 @pytest.mark.parametrize("loss", ["bce", "mse"])
 def test_a_run_with_sigmoids_learns(tiny, tmp_path, loss):
-  """From a start near chance; the loss logged is the one named, the evaluation's is of the shares."""
+  """From a start near chance; the loss that is logged is the one named."""
   from flaxonomy.train import loop, report
 
   config = tiny(train__loss=loss, optim__name="adam", optim__lr=1e-2, train__steps=60, train__eval_every=60)
+  config = base.override(config, {"model.name": "mlp", "model.fields": {"hidden": (32,)}})
   result = loop.run(config, tmp_path / "run", quiet=True)
   rows = [row for row in report.read_metrics(tmp_path / "run") if row["split"] == "train"]
   first = {"bce": np.log(2), "mse": 0.25}[loss]  # of logits of 0
   assert rows[0]["loss"] == pytest.approx(first, rel=0.5)
-  assert rows[-1]["loss"] < 0.7 * rows[0]["loss"]
-  assert result["metrics"]["test_accuracy"] > 0.3
+  assert rows[-1]["loss"] < 0.5 * rows[0]["loss"]
+  assert result["metrics"]["test_accuracy"] > 0.7
 
 
 def test_an_unknown_loss():
