@@ -12,7 +12,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from flaxonomy.configs import base
-from flaxonomy.errors import UserError, warn
+from flaxonomy.errors import UserError, unknown, warn
 from flaxonomy.models import interop
 from flaxonomy.train import checkpoint, processes, tasks, weights, workdir
 
@@ -40,8 +40,12 @@ def load(config: base.Config, info, mesh) -> dict:
   wanted = _shapes(config, info, mesh)
   other = _shapes(config, info._replace(class_names=(*info.class_names, "another")), mesh)
   heads = {name for name in wanted if wanted[name].shape != other[name].shape}
+  new = _matching(config.model.init_new, wanted)
   taken, fresh, wrong = {}, set(), []
   for name, leaf in wanted.items():
+    if name in new:
+      fresh.add(f"{name.split('/')[-2]} (as asked)")
+      continue
     same = name in given and given[name].shape == leaf.shape
     if name in given and name in heads and not (same and classes in (None, info.class_names)):
       there = "other classes" if same else f"{given[name].shape[-1]} classes"
@@ -78,6 +82,20 @@ def put(state, taken: dict):
   params = place(["params"], state.params)
   ema = None if state.ema is None else place(["params"], state.ema)
   return state.replace(params=params, collections=place([], state.collections), ema=ema)
+
+
+def _matching(patterns, names) -> set:
+  """The names in which, behind the collection, any of the regular expressions is found."""
+  found = set()
+  for pattern in patterns:
+    try:
+      new = {name for name in names if re.search(pattern, name.partition("/")[2])}
+    except re.error as error:
+      raise UserError(f"config field 'model.init_new': {pattern!r} is no regular expression: {error}") from None
+    if not new:
+      raise unknown("parameter in config field 'model.init_new':", pattern, [n.partition("/")[2] for n in names])
+    found |= new
+  return found
 
 
 def _shapes(config, info, mesh) -> dict:

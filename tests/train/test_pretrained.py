@@ -142,6 +142,17 @@ def test_classes_of_other_names_start_anew(parent, tmp_path, capsys):
   equal(found, saved(parent) | {k: v for k, v in at_start(config_of()).items() if "/fc/" in k})
 
 
+def test_layers_start_anew_where_asked(parent, capsys):
+  config = config_of(model__init_from=str(parent))
+  found = at_start(base.override(config, {"model.init_new": ("^fc/kernel",)}))
+  assert "start anew: fc (as asked)\n" in capsys.readouterr().err
+  fresh = {key: value for key, value in at_start(config_of()).items() if key == "params/fc/kernel"}
+  equal(found, saved(parent) | fresh)
+  for pattern, said in (("^fd/", "'model.init_new': '\\^fd/'; known: conv1"), ("(", "no regular expression")):
+    with pytest.raises(UserError, match=said):
+      at_start(base.override(config, {"model.init_new": (pattern,)}))
+
+
 def test_frozen_layers_stay(tmp_path):
   source, expected = public(tmp_path / "w.safetensors", drawn()), weights.flatten(drawn())
   config = config_of(model__init_from=source, optim__freeze=("^conv",), optim__weight_decay=0.1)
