@@ -3,6 +3,8 @@
 import dataclasses
 import functools
 import importlib
+import types
+import typing
 
 from flax import linen as nn
 
@@ -54,7 +56,7 @@ def create(name: str, /, **fields) -> nn.Module:
   for field, value in fields.items():
     if field not in known:
       raise unknown(f"field of model {name!r}:", field, known, "(config field 'model.fields')")
-    if not _like(value, default := known[field]):
+    if not _like(value, default := known[field], _kinds(module)[field]):
       raise UserError(
         f"field {field!r} of model {name!r} must be like {default!r}, not {value!r} (config field 'model.fields')"
       )
@@ -71,19 +73,29 @@ def lookup(name: str):
     raise unknown("model", name, MODELS, "(config field 'model.name')")
   path, symbol = MODELS[name].split(":")
   make = getattr(importlib.import_module(f"flaxonomy.models.{path}"), symbol)
-  cls, given = (make.func, make.keywords) if isinstance(make, functools.partial) else (make, {})
-  while isinstance(cls, functools.partial):
-    cls, given = cls.func, cls.keywords | given
+  given = make.keywords if isinstance(make, functools.partial) else {}
+  cls = make.func if isinstance(make, functools.partial) else make
   known = {f.name: given.get(f.name, f.default) for f in dataclasses.fields(cls) if f.name not in ("parent", "name")}
   return make, known
 
 
-def _like(value, default) -> bool:
-  """Whether a value is of its default's type; counts are positive, rates from 0 to below 1."""
+def _kinds(make) -> dict:
+  """{field: annotation} of a module, or of a partial of one."""
+  return {f.name: f.type for f in dataclasses.fields(make.func if isinstance(make, functools.partial) else make)}
+
+
+def _like(value, default, kind) -> bool:
+  """Whether a value is of its default's type; counts are positive, rates from 0 to below 1, tuples of their length."""
+  if isinstance(kind, types.UnionType):  # such as float | None
+    other = next(a for a in typing.get_args(kind) if a is not type(None))
+    return value is None or _like(value, {float: 0.5, str: ""}.get(other), other)
+  length = typing.get_args(kind) if isinstance(default, tuple) else ()
+  if length and isinstance(value, tuple) and length[-1] is not Ellipsis and len(value) != len(length):
+    return False
   if isinstance(default, bool) or default is None or not isinstance(default, (int, float, str, tuple)):
     return not isinstance(default, bool) or isinstance(value, bool)
   if isinstance(default, tuple):
-    return isinstance(value, tuple) and all(_like(v, default[0]) for v in value)
+    return isinstance(value, tuple) and all(_like(v, default[0], type(default[0])) for v in value)
   if isinstance(default, int):
     return isinstance(value, int) and not isinstance(value, bool) and value > 0
   if isinstance(default, float):

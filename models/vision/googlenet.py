@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from flaxonomy.errors import UserError
 from flaxonomy.models import layers, norm, pooling
 from flaxonomy.models.stages import keep
 
@@ -128,7 +129,7 @@ class GoogLeNet(nn.Module):
     aux_weight: of each one's loss.
     transform_input: takes images normalised by ImageNet's mean and deviation to (pixel - .5) / .5, on which
       torchvision's public weights were trained.
-    shrink: every number of channels is divided by this.
+    shrink: every number of channels is divided by this, 16 at most.
     dropout: rate before the last layer; None: .2, and .4 in the paper's.
     dropout_aux: rate in the auxiliary classifiers.
     axis_name: mapped axis of batch norm.
@@ -159,6 +160,8 @@ class GoogLeNet(nn.Module):
       "inception5b": [B, 7, 7, 1024], "pooled": [B, 1024], "logits": [B, num_classes] float32} at 224; in training also
       "aux1" (on 4a) and "aux2" (on 4d), logits as the last.
     """
+    if self.shrink > 16:
+      raise UserError(f"shrink={self.shrink} leaves no channels: the narrowest layer has 16")
     given = {"original": self.original, "axis_name": self.axis_name, "dtype": self.dtype}
     unit, width = functools.partial(ConvUnit, **given), lambda n: n // self.shrink
     aux = functools.partial(Auxiliary, self.num_classes, self.dropout_aux, self.shrink, **given)

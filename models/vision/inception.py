@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from flaxonomy.errors import UserError
 from flaxonomy.models import layers, pooling
 from flaxonomy.models.norm import BatchNorm
 from flaxonomy.models.stages import keep
@@ -182,7 +183,7 @@ class InceptionV3(nn.Module):
     aux_weight: of its loss; the paper gives none.
     transform_input: takes images normalised by ImageNet's mean and deviation to (pixel - .5) / .5, on which
       torchvision's public weights were trained.
-    shrink: every number of channels is divided by this.
+    shrink: every number of channels is divided by this, 32 at most.
     dropout: rate before the last layer.
     axis_name: mapped axis of batch norm.
     dtype: compute type; parameters, statistics and logits are float32.
@@ -210,6 +211,8 @@ class InceptionV3(nn.Module):
       "Mixed_7c": [B, 8, 8, 2048], "pooled": [B, 2048], "logits": [B, num_classes] float32} at 299; in training also
       "aux", logits as the last.
     """
+    if self.shrink > 32:
+      raise UserError(f"shrink={self.shrink} leaves no channels: the narrowest layer has 32")
     given = {"axis_name": self.axis_name, "dtype": self.dtype}
     width, stages = lambda n: n // self.shrink, {}
 
