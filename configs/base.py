@@ -271,7 +271,7 @@ def validate(config: Config) -> Config:
     raise UserError(f"config field 'data.std' must be positive numbers, not {shown(config.data.std)}")
   for path, known in _ONE_OF.items():
     if (value := flatten(config)[path]) not in known:
-      raise unknown(path, value, known)
+      raise unknown(path, value, map(str, known))
   return config
 
 

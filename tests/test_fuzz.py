@@ -382,7 +382,7 @@ def test_command_lines(argv):
   if found is not None:
     kept, fields = found
     assert kept[0] == "launch.py"
-    assert all(path.startswith("model.fields") for path in fields)
+    assert all(path.startswith(("model.fields", "study.compare")) for path in fields)
 
 
 # Workdirs.

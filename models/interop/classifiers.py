@@ -102,10 +102,6 @@ def _googlenet_flattened(module):
   return dict.fromkeys(("aux1/fc1", "aux2/fc1"), 128 // module.shrink)
 
 
-def _simple_flattened(module):
-  return {"fc1" if module.hidden_size else "fc2": module.features}
-
-
 FAMILIES = {
   "AlexNet": Family(lambda module, path: ALEXNET[path], _classes("classifier.6.bias"), _fc6),
   "AlexNetOriginal": Family(_plain, _classes("fc8.bias"), _fc6, side=227),
@@ -118,6 +114,6 @@ FAMILIES = {
     lambda module, path: DEEP_CONVNET[path], _classes("18.bias"), lambda module: {"fc1": module.features[-1]},
     "conv1_1", 28, 1
   ),
-  "SimpleConvNet": Family(_plain, _classes("fc2.bias"), _simple_flattened, side=28, channels=1),
+  "SimpleConvNet": Family(_plain, _classes("fc2.bias"), lambda module: {"fc1": module.features}, side=28, channels=1),
   "XONet": Family(_plain, _classes("fc.bias"), lambda module: {"fc": module.features}, side=9, channels=1),
 }  # fmt: skip

@@ -26,7 +26,7 @@ class SimpleConvNet(nn.Module):
     features: channels of each convolution.
     kernel_size: side of its window.
     convs: how many stand one behind the other: two of 3 x 3 see what one of 5 x 5 sees.
-    hidden_size: units of the hidden layer; 0: none.
+    hidden_size: units of the hidden layer.
     dtype: compute type; parameters and logits are float32.
   """
 
@@ -55,9 +55,8 @@ class SimpleConvNet(nn.Module):
       x = keep(self, stages, f"conv{i}", x)
     x = keep(self, stages, "pool1", pooling.max_pool(x, 2))
     x = x.reshape(x.shape[0], -1)
-    if self.hidden_size:
-      x = nn.relu(nn.Dense(self.hidden_size, kernel_init=HE, dtype=self.dtype, name="fc1")(x))
-      x = keep(self, stages, "hidden", x)
+    x = nn.relu(nn.Dense(self.hidden_size, kernel_init=HE, dtype=self.dtype, name="fc1")(x))
+    x = keep(self, stages, "hidden", x)
     x = nn.Dense(self.num_classes, kernel_init=HE, name="fc2")(x.astype(jnp.float32))
     return stages | {"logits": x}
 

@@ -108,10 +108,6 @@ def test_maps_of_the_small_ones():
   assert two["conv2"] == stages_of("simple_convnet")["conv1"]  # two windows of 3 see what one of 5 sees
 
 
-def test_a_hidden_layer_of_no_units_is_none():
-  assert list(stages_of("simple_convnet", hidden_size=0)) == ["conv1", "pool1", "logits"]
-
-
 @pytest.mark.parametrize("name, pool1, pool2", [("alexnet", 64, 192), ("alexnet_original", 96, 256)])
 def test_maps_of_alexnet(name, pool1, pool2):
   assert stages_of(name) == {
