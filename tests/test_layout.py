@@ -27,17 +27,9 @@ MAY_IMPORT = {
   "__init__.py": set(),
 }
 MODELS_MAY_USE = {
-  "jax",
-  "flax",
-  "flaxonomy",
-  "dataclasses",
-  "functools",
-  "itertools",
-  "math",
-  "importlib",
-  "collections",
+  "jax", "flax", "flaxonomy", "dataclasses", "functools", "itertools", "math", "importlib", "collections", "types",
   "typing",
-}
+}  # fmt: skip
 
 
 def sources(root):
