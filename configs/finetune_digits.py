@@ -2,7 +2,8 @@
 
 Yosinski et al. 2014, "How transferable are features in deep neural networks?", in small: the digits are other
 people's, at 8 x 8 pixels in 17 grey levels. The last layer starts anew; "frozen" trains nothing but the two dense
-layers. The argument is the number of labels. FIGURES
+layers. The argument is the number of labels. With 50 labels 84.3 % from scratch, 96.7 % fine-tuned, 96.7 % frozen;
+with 20 labels 59.6, 86.8, 86.8 %; 3 minutes on two busy CPU cores.
 
   python launch.py --config=configs/mnist_augmented.py --workdir=runs/mnist_0 --config.data.data_dir=DIR
   python launch.py --config=configs/finetune_digits.py:50

