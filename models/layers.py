@@ -179,6 +179,8 @@ def _packed(x, w, strides, padding, dilation):
   ho, vo = (
     (n + sum(p) - (k - 1) * d - 1) // s + 1 for n, p, k, d, s in zip((h, v), padding, (kh, kw), dilation, strides)
   )
+  if min(ho, vo) < 1:
+    raise UserError(f"{h} x {v} pixels are too few for a {kh} x {kw} kernel: the images are too small for this model")
   if ho * vo <= SMALL and kh * kw > 1:
     x = _windows(_pad(x, padding), (ho, vo), (kh, kw), strides, dilation)
     return (x @ w.reshape(-1, o)).reshape(-1, ho, vo, o)

@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from flaxonomy.errors import UserError
+
 
 def max_pool(
   x: jax.Array, window: int, strides: int | None = None, padding: int = 0, ceil_mode: bool = False
@@ -47,6 +49,8 @@ def _fit(x, window, strides, padding, ceil_mode, value):
 def _size(n, window, strides, padding, ceil_mode):
   """Windows along an axis of n."""
   size = (n + 2 * padding - window + (strides - 1 if ceil_mode else 0)) // strides + 1
+  if size < 1:
+    raise UserError(f"{n} pixels are too few for a pooling window of {window}: the images are too small for this model")
   return size - 1 if ceil_mode and (size - 1) * strides >= n + padding else size
 
 

@@ -14,7 +14,7 @@ import safetensors.numpy
 from jax import export as jax_export
 
 from flaxonomy.configs import base
-from flaxonomy.errors import UserError
+from flaxonomy.errors import UserError, warn
 from flaxonomy.models import interop
 from flaxonomy.train import inference, loop, report, weights
 
@@ -51,8 +51,11 @@ def export(path: str, which: str = "latest") -> Path:
   safetensors.numpy.save_file(weights.flatten(variables), folder / "params.safetensors")
   model = run.config.model
   if interop.has_namesake(model.name):
-    public = interop.to_torch(model.name, variables, **model.fields)
-    safetensors.numpy.save_file(public, folder / "public.safetensors")
+    try:
+      public = interop.to_torch(model.name, variables, **model.fields)
+      safetensors.numpy.save_file(public, folder / "public.safetensors")
+    except UserError as error:  # such as a dense layer on a map that is not square
+      warn(f"no public.safetensors: {error}")
   report.write_text(folder / "config.json", json.dumps(base.to_dict(run.config), indent=2) + "\n")
   report.write_text(folder / "labels.txt", "".join(f"{name}\n" for name in run.info.class_names))
   report.write_text(folder / "README.md", _readme(run, serve))

@@ -123,9 +123,19 @@ def _expected(module, tensors) -> dict:
   shapes = jax.eval_shape(lambda: module.init(jax.random.PRNGKey(0), image, train=False))
   expected = {}
   for path, leaf in _leaves(shapes):
-    like = jax.eval_shape(lambda x, path=path: _transposed(path, x, module, jnp), leaf)
-    expected[_torch_name(module, path)] = (path, like)
+    key = _torch_name(module, path)
+    leaf = _as_seen(path, leaf, tensors.get(key), module)
+    expected[key] = (path, jax.eval_shape(lambda x, path=path: _transposed(path, x, module, jnp), leaf))
   return expected
+
+
+def _as_seen(path, leaf, tensor, module):
+  """The leaf; if it is a dense layer behind a map as large as the image makes it, with as many inputs as the tensor."""
+  channels = classifiers.FAMILIES[type(module).__name__].flattened(module).get("/".join(path[1:-1]))
+  if channels is None or hasattr(module, "pool") or leaf.ndim != 2 or tensor is None or tensor.ndim != 2:
+    return leaf
+  square = tensor.shape[1] > 0 and channels * math.isqrt(tensor.shape[1] // channels) ** 2 == tensor.shape[1]
+  return jax.ShapeDtypeStruct((tensor.shape[1], leaf.shape[1]), leaf.dtype) if square else leaf
 
 
 def _stem(module, family) -> str:
@@ -177,6 +187,8 @@ def _flattened(path, value, module) -> tuple[int, int, int] | None:
   if channels is None:
     return None
   side = math.isqrt(value.shape[0] // channels)
+  if side**2 * channels != value.shape[0]:
+    raise UserError(f"public weights need images whose map before {path[-2]!r} is square; this one is not")
   return side, side, channels
 
 
