@@ -137,9 +137,7 @@ class Train:
 class Study:
   """Several runs side by side in one picture; see train/study.py."""
 
-  compare: dict = field(
-    default_factory=dict
-  )  # {label: {"optim.name": "adam", ...}}: a run for each, this config changed
+  compare: dict = field(default_factory=dict)  # {label: {"optim.name": "adam", ...}}: a run each, this config changed
   picture: Optional[str] = None  # a picture that needs no training, by name
 
 
@@ -265,6 +263,8 @@ def validate(config: Config) -> Config:
   for path in ("data.augment.scale", "data.augment.random_resized_crop"):
     if (value := flatten(config)[path]) is not None and not 0 < value[0] <= value[1]:
       raise UserError(f"config field {path!r} must be (least, most) with 0 < least <= most, not {value}")
+  if config.model.init_new and config.model.init_from is None:
+    raise UserError("config field 'model.init_new' says what not to take from 'model.init_from', which is not set")
   if min(config.data.eval_scales, default=0) <= 0:
     raise UserError(f"config field 'data.eval_scales' must be positive numbers, not {shown(config.data.eval_scales)}")
   if min(config.data.std, default=0) <= 0:

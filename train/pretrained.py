@@ -12,9 +12,9 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from flaxonomy.configs import base
-from flaxonomy.errors import UserError, unknown, warn
+from flaxonomy.errors import UserError, warn
 from flaxonomy.models import interop
-from flaxonomy.train import checkpoint, processes, tasks, weights, workdir
+from flaxonomy.train import checkpoint, optim, processes, tasks, weights, workdir
 
 _AUXILIARY = re.compile(r"params/aux|batch_stats/aux|(params|batch_stats)/AuxLogits")
 SHOWN = 5  # names in an error
@@ -86,16 +86,9 @@ def put(state, taken: dict):
 
 def _matching(patterns, names) -> set:
   """The names in which, behind the collection, any of the regular expressions is found."""
-  found = set()
-  for pattern in patterns:
-    try:
-      new = {name for name in names if re.search(pattern, name.partition("/")[2])}
-    except re.error as error:
-      raise UserError(f"config field 'model.init_new': {pattern!r} is no regular expression: {error}") from None
-    if not new:
-      raise unknown("parameter in config field 'model.init_new':", pattern, [n.partition("/")[2] for n in names])
-    found |= new
-  return found
+  inner = {name.partition("/")[2]: name for name in names}
+  found = optim.matches(inner, patterns, "model.init_new")
+  return {inner[path] for path, matched in found.items() if matched}
 
 
 def _shapes(config, info, mesh) -> dict:

@@ -4,11 +4,10 @@ Alpaydin and Kaynak 1998, "Optical Recognition of Handwritten Digits" (UCI), the
 carries. They come without a split; ours takes, from each class, every fifth example by a fixed shuffle as test.
 """
 
-import io
-
 import numpy as np
 import tensorflow_datasets as tfds
-from PIL import Image
+
+from flaxonomy.data.datasets import pictures
 
 
 class Digits(tfds.core.GeneratorBasedBuilder):
@@ -18,17 +17,7 @@ class Digits(tfds.core.GeneratorBasedBuilder):
   RELEASE_NOTES = {"1.0.0": "First release."}
 
   def _info(self) -> tfds.core.DatasetInfo:
-    return tfds.core.DatasetInfo(
-      builder=self,
-      description=__doc__,
-      features=tfds.features.FeaturesDict(
-        {
-          "image": tfds.features.Image(shape=(8, 8, 1), encoding_format="png"),
-          "label": tfds.features.ClassLabel(names=[str(i) for i in range(10)]),
-        }
-      ),
-      supervised_keys=("image", "label"),
-    )
+    return pictures.info(self, __doc__, (8, 8, 1), map(str, range(10)))
 
   def _split_generators(self, dl_manager):
     from sklearn.datasets import load_digits
@@ -44,7 +33,4 @@ class Digits(tfds.core.GeneratorBasedBuilder):
 
   def _generate_examples(self, images, labels, rows):
     for i in rows.tolist():
-      png = io.BytesIO()  # without TensorFlow, TFDS stores images that are encoded already
-      Image.fromarray(images[i]).save(png, "png")
-      png.seek(0)
-      yield i, {"image": png, "label": int(labels[i])}
+      yield i, {"image": pictures.png(images[i]), "label": int(labels[i])}

@@ -5,11 +5,10 @@ weight, rotation, shear and noise. Everything follows from one stream of raw bit
 arithmetic alone, so that every machine draws the same images.
 """
 
-import io
-
 import numpy as np
 import tensorflow_datasets as tfds
-from PIL import Image
+
+from flaxonomy.data.datasets import pictures
 
 CLASSES = ("O", "X")
 SIDE = 9
@@ -24,27 +23,14 @@ class Xo(tfds.core.GeneratorBasedBuilder):
   RELEASE_NOTES = {"1.0.0": "First release."}
 
   def _info(self) -> tfds.core.DatasetInfo:
-    return tfds.core.DatasetInfo(
-      builder=self,
-      description=__doc__,
-      features=tfds.features.FeaturesDict(
-        {
-          "image": tfds.features.Image(shape=(SIDE, SIDE, 1), encoding_format="png"),
-          "label": tfds.features.ClassLabel(names=list(CLASSES)),
-        }
-      ),
-      supervised_keys=("image", "label"),
-    )
+    return pictures.info(self, __doc__, (SIDE, SIDE, 1), CLASSES)
 
   def _split_generators(self, dl_manager):
     return {name: self._generate_examples(seed, count) for seed, (name, count) in enumerate(SIZES.items())}
 
   def _generate_examples(self, seed, count):
     for i in range(count):
-      png = io.BytesIO()  # without TensorFlow, TFDS stores images that are encoded already
-      Image.fromarray(example(seed, i)).save(png, "png")
-      png.seek(0)
-      yield i, {"image": png, "label": i % 2}
+      yield i, {"image": pictures.png(example(seed, i)), "label": i % 2}
 
 
 def example(seed: int, index: int) -> np.ndarray:

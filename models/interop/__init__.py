@@ -12,6 +12,7 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from flaxonomy import models
 from flaxonomy.errors import UserError
@@ -50,15 +51,7 @@ def from_torch(name: str, tensors: dict[str, np.ndarray], **fields) -> dict:
   if any(problems.values()):
     said = [f"{len(names)} {kind}: {_some(names)}" for kind, names in problems.items() if names]
     raise UserError(f"these are not the weights of model {name!r}; {'; '.join(said)}")
-  flat = {path: _ours(path, tensors[key], module) for key, (path, _) in wanted.items()}
-  tree = {}
-  for path, value in flat.items():
-    *parents, last = path
-    holder = tree
-    for key in parents:
-      holder = holder.setdefault(key, {})
-    holder[last] = value
-  return tree
+  return unflatten_dict({path: _ours(path, tensors[key], module) for key, (path, _) in wanted.items()})
 
 
 def to_torch(name: str, variables: dict, **fields) -> dict[str, np.ndarray]:
@@ -77,7 +70,7 @@ def to_torch(name: str, variables: dict, **fields) -> dict[str, np.ndarray]:
   """
   module = _create(name, fields)
   tensors = {}
-  for path, value in _leaves(variables):
+  for path, value in flatten_dict(variables).items():
     key = _torch_name(module, path)
     tensors[key] = _theirs(path, np.asarray(value, np.float32), module)
     if path[-1] == "mean":
@@ -122,7 +115,7 @@ def _expected(module, tensors) -> dict:
   image = jnp.zeros((1, family.side, family.side, channels))
   shapes = jax.eval_shape(lambda: module.init(jax.random.PRNGKey(0), image, train=False))
   expected = {}
-  for path, leaf in _leaves(shapes):
+  for path, leaf in flatten_dict(shapes).items():
     key = _torch_name(module, path)
     leaf = _as_seen(path, leaf, tensors.get(key), module)
     expected[key] = (path, jax.eval_shape(lambda x, path=path: _transposed(path, x, module, jnp), leaf))
@@ -140,12 +133,6 @@ def _as_seen(path, leaf, tensor, module):
 
 def _stem(module, family) -> str:
   return family.names(module, family.stem) + ".weight"
-
-
-def _leaves(tree):
-  """(path of names, leaf) of every leaf."""
-  for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-    yield tuple(str(key.key) for key in path), leaf
 
 
 def _torch_name(module, path) -> str:

@@ -16,13 +16,14 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from flaxonomy.models import layers, norm, pooling
+from flaxonomy.models.initializers import INITIALIZERS
 from flaxonomy.models.stages import keep
 
 # Section 5: deviation .01; biases of 1 in conv2, conv4, conv5, fc6 and fc7 give their rectifiers positive input.
 GAUSSIAN = nn.initializers.normal(0.01)
 ONES = nn.initializers.ones_init()
 # torch's default for convolutions and linear layers, which torchvision leaves as it is.
-TORCH = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+TORCH = INITIALIZERS["torch_default"]
 
 
 class AlexNet(nn.Module):

@@ -13,10 +13,11 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from flaxonomy.models import layers, pooling
+from flaxonomy.models.initializers import INITIALIZERS
 from flaxonomy.models.stages import keep
 
 # He et al. 2015: deviation sqrt(2 / fan_in), which is what the book's `weight_init_scales` are; not truncated.
-HE = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
+HE = INITIALIZERS["he_normal"]
 
 
 class Dropout(nn.Module):

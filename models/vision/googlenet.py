@@ -18,11 +18,12 @@ from flax import linen as nn
 
 from flaxonomy.errors import UserError
 from flaxonomy.models import layers, norm, pooling
+from flaxonomy.models.initializers import INITIALIZERS
 from flaxonomy.models.stages import keep
 
 GAUSSIAN = nn.initializers.normal(0.01)  # torchvision's, whose cut at 2 is 200 deviations away
 XAVIER = nn.initializers.glorot_uniform()  # Caffe's GoogLeNet; the paper does not say
-LINEAR = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")  # torch's default
+LINEAR = INITIALIZERS["torch_default"]
 BIAS = nn.initializers.constant(0.2)  # Caffe's
 
 # Table 1: 1x1, 3x3 reduce, 3x3, 5x5 reduce, 5x5, pool projection.

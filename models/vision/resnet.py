@@ -16,11 +16,12 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from flaxonomy.models import layers, pooling
+from flaxonomy.models.initializers import INITIALIZERS
 from flaxonomy.models.norm import BatchNorm
 from flaxonomy.models.stages import keep
 
-HE = nn.initializers.variance_scaling(2.0, "fan_out", "normal")  # He et al. 2015 (b), as torchvision
-LINEAR = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")  # torch's default
+HE = INITIALIZERS["he_fan_out"]  # He et al. 2015 (b), as torchvision
+LINEAR = INITIALIZERS["torch_default"]
 
 
 class Block(nn.Module):
@@ -104,6 +105,16 @@ class Bottleneck(nn.Module):
     return nn.relu(x + y)
 
 
+def _body(module, stages, x, block, depths, train):
+  """The stages of a net, each but the first at half the size with twice the channels, and the mean of the last map."""
+  for i, depth in enumerate(depths, 1):
+    for j in range(1, depth + 1):
+      strides = 2 if i > 1 and j == 1 else 1
+      x = block(module.width * 2 ** (i - 1), strides, name=f"stage{i}_block{j}")(x, train=train)
+    x = keep(module, stages, f"stage{i}", x)
+  return keep(module, stages, "pooled", x.mean((1, 2)))
+
+
 class ResNet(nn.Module):
   """ResNet for ImageNet, table 1.
 
@@ -152,12 +163,7 @@ class ResNet(nn.Module):
     block = functools.partial(Bottleneck, stride_in_1x1=self.stride_in_1x1) if self.bottleneck else Block
     block = functools.partial(block, residual=self.residual, zero_init_residual=self.zero_init_residual,
                               axis_name=self.axis_name, dtype=self.dtype)  # fmt: skip
-    for i, depth in enumerate(self.depths, 1):
-      for j in range(1, depth + 1):
-        strides = 2 if i > 1 and j == 1 else 1
-        x = block(self.width * 2 ** (i - 1), strides, name=f"stage{i}_block{j}")(x, train=train)
-      x = keep(self, stages, f"stage{i}", x)
-    x = keep(self, stages, "pooled", x.mean((1, 2)))
+    x = _body(self, stages, x, block, self.depths, train)
     x = nn.Dense(self.num_classes, kernel_init=LINEAR, name="head")(x.astype(jnp.float32))
     return stages | {"logits": x}
 
@@ -199,13 +205,8 @@ class CifarResNet(nn.Module):
     )
     x = nn.relu(BatchNorm(axis_name=self.axis_name, dtype=self.dtype, name="stem_norm")(x, train=train))
     x = keep(self, stages, "stem", x)
-    for i in (1, 2, 3):
-      for j in range(1, self.blocks + 1):
-        strides = 2 if i > 1 and j == 1 else 1
-        x = Block(self.width * 2 ** (i - 1), strides, "A", self.residual, axis_name=self.axis_name, dtype=self.dtype,
-                  name=f"stage{i}_block{j}")(x, train=train)  # fmt: skip
-      x = keep(self, stages, f"stage{i}", x)
-    x = keep(self, stages, "pooled", x.mean((1, 2)))
+    block = functools.partial(Block, option="A", residual=self.residual, axis_name=self.axis_name, dtype=self.dtype)
+    x = _body(self, stages, x, block, (self.blocks,) * 3, train)
     x = nn.Dense(self.num_classes, kernel_init=HE, name="head")(x.astype(jnp.float32))
     return stages | {"logits": x}
 

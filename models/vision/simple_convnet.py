@@ -13,9 +13,10 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from flaxonomy.models import layers, pooling
+from flaxonomy.models.initializers import INITIALIZERS
 from flaxonomy.models.stages import keep
 
-HE = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
+HE = INITIALIZERS["he_normal"]
 
 
 class SimpleConvNet(nn.Module):

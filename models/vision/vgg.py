@@ -15,10 +15,11 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from flaxonomy.models import layers, pooling
+from flaxonomy.models.initializers import INITIALIZERS
 from flaxonomy.models.norm import BatchNorm
 from flaxonomy.models.stages import keep
 
-HE = nn.initializers.variance_scaling(2.0, "fan_out", "normal")  # He et al. 2015, equation 14
+HE = INITIALIZERS["he_fan_out"]  # He et al. 2015, equation 14
 GAUSSIAN = nn.initializers.normal(0.01)  # section 3.1
 
 

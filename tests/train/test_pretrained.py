@@ -148,9 +148,11 @@ def test_layers_start_anew_where_asked(parent, capsys):
   assert "start anew: fc (as asked)\n" in capsys.readouterr().err
   fresh = {key: value for key, value in at_start(config_of()).items() if key == "params/fc/kernel"}
   equal(found, saved(parent) | fresh)
-  for pattern, said in (("^fd/", "'model.init_new': '\\^fd/'; known: conv1"), ("(", "no regular expression")):
+  for pattern, said in (("^fd/", "'model.init_new': '\\^fd/'; known: conv1"), ("(", "is not a regular expression")):
     with pytest.raises(UserError, match=said):
       at_start(base.override(config, {"model.init_new": (pattern,)}))
+  with pytest.raises(UserError, match="'model.init_from', which is not set"):
+    config_of(model__init_new=("^fc/",))
 
 
 def test_frozen_layers_stay(tmp_path):
