@@ -19,6 +19,11 @@ from pathlib import Path
 # `python launch.py` puts this folder first on the path, where `models` and `train` would shadow other packages.
 sys.path[:] = [p for p in sys.path if Path(p or ".").resolve() != Path(__file__).resolve().parent]
 
+from flaxonomy.train import cpu  # noqa: E402
+
+if __name__ == "__main__":
+  cpu.huge_pages()  # starts anew, so before anything that takes time
+
 from absl import flags  # noqa: E402
 from ml_collections import config_flags  # noqa: E402
 

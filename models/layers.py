@@ -95,7 +95,7 @@ def _conv_cpu_bwd(strides, padding, dilation, saved, g):
 _conv_cpu.defvjp(_conv_cpu_fwd, _conv_cpu_bwd)
 
 SMALL = 16  # pixels of an output that is computed as one matrix product
-WINDOWS = 2**21  # numbers that are laid out at once, but no fewer than 512 and no more than 2048 windows: see below
+ROWS = 1024  # windows that are laid out at once: see below
 
 
 def _few(g, w, size, spans, dilation):
@@ -108,7 +108,7 @@ def _few(g, w, size, spans, dilation):
 
 
 def _weight_gradient(x, g, kernel, strides, padding, dilation):
-  """Gradient of the kernel: the sum over pixels of window times g, as matrix products of some thousand pixels each.
+  """Gradient of the kernel: the sum over pixels of window times g, as matrix products of about a thousand pixels each.
 
   As a convolution with g for a kernel, which is how XLA writes it, it is two to eight times slower. Products of fewer
   than 512 pixels are slow too, and so are those whose windows do not stay in the cache.
@@ -125,16 +125,15 @@ def _weight_gradient(x, g, kernel, strides, padding, dilation):
     [kh, kw, I, O]
   """
   (b, h, v, o), c = g.shape, x.shape[3]
-  rows = min(max(WINDOWS // (kernel[0] * kernel[1] * c), 512), 2048)
-  images = _divisor(b, rows // (h * v))
-  lines = h if h * v <= rows else _divisor(h, rows // v)
+  images = _divisor(b, ROWS // (h * v))
+  lines = h if h * v <= ROWS else _divisor(h, ROWS // v)
   blocks = h // lines
   if blocks > 1:
     x, padding = _pad(x, padding), ((0, 0), (0, 0))
   x = x.reshape(b // images, images, *x.shape[1:])
   g = g.reshape(b // images * blocks, images * lines * v, o)
   taps = kernel[0] * kernel[1]
-  wide = o < min(taps * c, 256)
+  wide = o < taps * c and b * h * v >= 256  # of fewer pixels, turning the result costs more than it saves
 
   def part(i):
     near = x[i // blocks]

@@ -19,6 +19,7 @@ from ml_collections import config_flags
 from flaxonomy import configs
 from flaxonomy.configs import base
 from flaxonomy.errors import UserError, first_line, unknown
+from flaxonomy.train import cpu
 
 CONFIGS = Path(configs.__file__).parent
 DEFAULT = CONFIGS / "digits.py"
@@ -183,13 +184,15 @@ def run(
   """
   if joined and mode in ONE_PROCESS:
     raise UserError(f"--mode={mode} is for one process; leave out --distributed")
+  devices = config.train.cpu_devices
+  cpu.one_thread_each(min(devices, config.train.devices or devices))  # JAX reads it once
   import jax
   from absl import logging
 
   from flaxonomy.train import compile_cache, processes
 
   _hush(logging)
-  jax.config.update("jax_num_cpu_devices", config.train.cpu_devices)
+  jax.config.update("jax_num_cpu_devices", devices)
   if joined:
     processes.start(*joined)
   saved = compile_cache.enable() if cache else None

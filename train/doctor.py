@@ -19,7 +19,7 @@ import numpy as np
 from flaxonomy.configs import base
 from flaxonomy.data import pipeline
 from flaxonomy.errors import UserError, first_line
-from flaxonomy.train import checkpoint, loop, numbers, workdir
+from flaxonomy.train import checkpoint, cpu, loop, numbers, workdir
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 BLOCK = 64  # MiB written to measure the disk
@@ -76,8 +76,7 @@ def _versions():
 
 def _devices():
   devices = jax.devices()
-  cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-  return True, f"{len(devices)} x {devices[0].device_kind} ({jax.default_backend()}), {cores} processor cores"
+  return True, f"{len(devices)} x {devices[0].device_kind} ({jax.default_backend()}), {cpu.cores()} processor cores"
 
 
 def _precision():

@@ -36,10 +36,12 @@ import numpy as np
 from interleave import Times, Worker, rounds
 
 from flaxonomy.configs import base, mnist
+from flaxonomy.train import cpu
 
 CORES, BATCH, RANDOM = 2, 128, 12_800
 FAR = 1_000_000  # steps, more than are ever made
 MALLOC = {"MALLOC_MMAP_THRESHOLD_": "1000000000", "MALLOC_TRIM_THRESHOLD_": "10000000000"}
+HUGE = {"GLIBC_TUNABLES": f"{cpu.TUNABLE}=1"}  # as launch.py has it for us
 
 
 def main() -> None:
@@ -77,7 +79,7 @@ def measure(given: argparse.Namespace, folder: Path) -> None:
     if importlib.util.find_spec("torch") is None:
       print("torch is not installed, so ours is compared with itself only; type: pip install 'flaxonomy[parity]'")
     else:
-      for name, env in (("torch", {}), ("torch, malloc tuned", MALLOC)):
+      for name, env in (("torch", {}), ("torch, huge pages", HUGE), ("torch, malloc tuned", MALLOC | HUGE)):
         for adam in ("plain", "fused"):
           process = stack.enter_context(worker("torch", folder / "data.npz", adam, **env))
           variants[f"{name}, {adam} adam"] = (process, str(given.steps))
@@ -193,6 +195,8 @@ def start(config: str, workdir: str) -> None:
 
 def opened(config: str, cache: bool = False):
   """(the module `loop`, the config's session), after the launcher's preparations."""
+  cpu.huge_pages()
+  cpu.one_thread_each(CORES)
   import jax
 
   values = base.from_dict(json.loads(Path(config).read_text()))
