@@ -1,7 +1,7 @@
 """GoogLeNet on Fashion-MNIST, an eighth as wide, at 64 x 64: a run of minutes on a CPU.
 
 Szegedy et al. 2014, with its auxiliary classifiers; the paper's own net needs 80 x 80 for theirs.
-Not run to its end here; compiling it takes a minute.
+Compiling it takes a minute.
 
   python launch.py --config=configs/googlenet_fashion_mnist.py:googlenet_original --config.data.data_dir=DIR
 """

