@@ -38,6 +38,9 @@ MODELS = {
   "resnet44": "vision.resnet:ResNet44",
   "resnet56": "vision.resnet:ResNet56",
   "resnet110": "vision.resnet:ResNet110",
+  "rnn": "sequence.rnn:RNN",
+  "lstm": "sequence.rnn:LSTM",
+  "gru": "sequence.rnn:GRU",
   "dcgan": "generative.dcgan:DCGAN",
 }
 

@@ -16,9 +16,9 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from flaxonomy import models
 from flaxonomy.errors import UserError
-from flaxonomy.models.interop import classifiers
+from flaxonomy.models.interop import classifiers, recurrent
 
-LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
+FAMILIES = classifiers.FAMILIES | recurrent.FAMILIES
 SHOWN = 8  # names in an error
 
 
@@ -84,19 +84,19 @@ def model_of(name: str, tensors: dict[str, np.ndarray], **fields):
   Args: as in `from_torch`.
   """
   module = _create(name, fields)
-  told = classifiers.FAMILIES[type(module).__name__].told(tensors)
+  told = FAMILIES[type(module).__name__].told(tensors)
   known = models.lookup(name)[1]
   return models.create(name, **{k: v for k, v in told.items() if k in known and k not in fields}, **fields)
 
 
 def torch_module(module, path: tuple[str, ...]) -> str:
   """The public name of one of our modules: ("stage1_block2", "conv1") of a ResNet is "layer1.1.conv1"."""
-  return classifiers.FAMILIES[type(module).__name__].names(module, "/".join(path))
+  return FAMILIES[type(module).__name__].names(module, "/".join(path))
 
 
 def _create(name, fields):
   module = models.create(name, **fields)
-  if type(module).__name__ not in classifiers.FAMILIES:
+  if type(module).__name__ not in FAMILIES:
     known = [key for key in models.MODELS if has_namesake(key)]
     raise UserError(f"model {name!r} has no public namesake; these have: {', '.join(known)}")
   return module
@@ -104,16 +104,14 @@ def _create(name, fields):
 
 def has_namesake(name: str) -> bool:
   """Whether the model of this name has public names."""
-  return type(models.create(name)).__name__ in classifiers.FAMILIES
+  return type(models.create(name)).__name__ in FAMILIES
 
 
 def _expected(module, tensors) -> dict:
   """{public name: (our path, its shape and type in torch's layout)} of all that the model has."""
-  family = classifiers.FAMILIES[type(module).__name__]
-  first = tensors.get(_stem(module, family))
-  channels = first.shape[1] if first is not None and first.ndim == 4 else family.channels
-  image = jnp.zeros((1, family.side, family.side, channels))
-  shapes = jax.eval_shape(lambda: module.init(jax.random.PRNGKey(0), image, train=False))
+  family = FAMILIES[type(module).__name__]
+  given = family.example(family, module, tensors)
+  shapes = jax.eval_shape(lambda: module.init(jax.random.PRNGKey(0), *given, train=False))
   expected = {}
   for path, leaf in flatten_dict(shapes).items():
     key = _torch_name(module, path)
@@ -124,19 +122,15 @@ def _expected(module, tensors) -> dict:
 
 def _as_seen(path, leaf, tensor, module):
   """The leaf; if it is a dense layer behind a map as large as the image makes it, with as many inputs as the tensor."""
-  channels = classifiers.FAMILIES[type(module).__name__].flattened(module).get("/".join(path[1:-1]))
+  channels = FAMILIES[type(module).__name__].flattened(module).get("/".join(path[1:-1]))
   if channels is None or hasattr(module, "pool") or leaf.ndim != 2 or tensor is None or tensor.ndim != 2:
     return leaf
   square = tensor.shape[1] > 0 and channels * math.isqrt(tensor.shape[1] // channels) ** 2 == tensor.shape[1]
   return jax.ShapeDtypeStruct((tensor.shape[1], leaf.shape[1]), leaf.dtype) if square else leaf
 
 
-def _stem(module, family) -> str:
-  return family.names(module, family.stem) + ".weight"
-
-
 def _torch_name(module, path) -> str:
-  return f"{torch_module(module, path[1:-1])}.{LEAVES[path[-1]]}"
+  return FAMILIES[type(module).__name__].tensor(torch_module(module, path[1:-1]), path[-1])
 
 
 def _theirs(path, value, module):
@@ -170,7 +164,7 @@ def _ours(path, value, module):
 
 def _flattened(path, value, module) -> tuple[int, int, int] | None:
   """[H, W, C] of the map that a dense layer sees flattened; torch's rows are in the order C, H, W."""
-  channels = classifiers.FAMILIES[type(module).__name__].flattened(module).get("/".join(path[1:-1]))
+  channels = FAMILIES[type(module).__name__].flattened(module).get("/".join(path[1:-1]))
   if channels is None:
     return None
   side = math.isqrt(value.shape[0] // channels)
