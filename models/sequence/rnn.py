@@ -89,6 +89,8 @@ class Recurrent(nn.Module):
       state = (zeros,) * CELLS[self.cell][2]
     keep = None if lengths is None else (jnp.arange(steps)[:, None] < lengths[None, :])[..., None].astype(jnp.float32)
     x, last = x.swapaxes(0, 1), []  # time first
+    if keep is not None:
+      x = jnp.where(keep > 0, x, 0)  # or a NaN behind a sequence would reach the kernels' gradients as 0 NaN
     for i in range(self.num_layers):
       if i:
         x = nn.Dropout(self.dropout, deterministic=not train)(x)

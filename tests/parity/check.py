@@ -16,7 +16,10 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parent))
 import classifiers
 import layers
+import recurrent
 import seeded
+
+COMPARE = dict.fromkeys(recurrent.FILES, recurrent.compare)  # all others are classifiers
 
 
 class Row(NamedTuple):
@@ -41,7 +44,7 @@ def check(path) -> list[Row]:
   case = seeded.load(path)
   stem = Path(path).stem
   with jax.default_matmul_precision("highest"):
-    found = layers.CHECKS[stem](case) if stem in layers.CHECKS else classifiers.compare(case, stem)
+    found = layers.CHECKS[stem](case) if stem in layers.CHECKS else COMPARE.get(stem, classifiers.compare)(case, stem)
   rows = [Row(key, *difference(ours, theirs, tolerance)) for key, (ours, theirs, tolerance) in found.items()]
   every = [f"{group}/{name}" for group in ("out", "mid") for name in case[group]]
   seen = {row.key for row in rows} | {"out/" + row.key for row in rows}
