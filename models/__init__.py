@@ -41,6 +41,7 @@ MODELS = {
   "rnn": "sequence.rnn:RNN",
   "lstm": "sequence.rnn:LSTM",
   "gru": "sequence.rnn:GRU",
+  "seq2seq": "sequence.seq2seq:Seq2Seq",
   "dcgan": "generative.dcgan:DCGAN",
 }
 

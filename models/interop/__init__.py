@@ -16,9 +16,9 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from flaxonomy import models
 from flaxonomy.errors import UserError
-from flaxonomy.models.interop import classifiers, recurrent
+from flaxonomy.models.interop import classifiers, recurrent, seq2seq
 
-FAMILIES = classifiers.FAMILIES | recurrent.FAMILIES
+FAMILIES = classifiers.FAMILIES | recurrent.FAMILIES | seq2seq.FAMILIES
 SHOWN = 8  # names in an error
 
 
@@ -141,7 +141,7 @@ def _transposed(path, value, module, xp):
   """One of our arrays in torch's layout."""
   if value.ndim == 4:
     return xp.transpose(value, (3, 2, 0, 1))
-  if value.ndim == 2:
+  if value.ndim == 2 and path[-1] != "embedding":  # [ids, features] on both sides
     if shape := _flattened(path, value, module):
       value = xp.transpose(xp.reshape(value, (*shape, -1)), (2, 0, 1, 3)).reshape(value.shape)
     return value.T
@@ -153,7 +153,7 @@ def _ours(path, value, module):
   value = np.asarray(value, np.float32)
   if value.ndim == 4:
     return np.ascontiguousarray(value.transpose(2, 3, 1, 0))
-  if value.ndim == 2:
+  if value.ndim == 2 and path[-1] != "embedding":
     value = value.T
     if shape := _flattened(path, value, module):
       h, w, c = shape

@@ -97,9 +97,9 @@ class Recurrent(nn.Module):
       outputs = []
       for direction in range(directions):
         layer = Layer(self.cell, self.hidden_size, self.dtype, name=f"layer{i}" + "_reverse" * direction)
-        y = _turned(x, lengths) if direction else x
+        y = turned(x, lengths) if direction else x
         y, end = layer(y, keep, tuple(s[i * directions + direction] for s in state))
-        outputs.append(_turned(y, lengths) if direction else y)
+        outputs.append(turned(y, lengths) if direction else y)
         last.append(end)
       x = jnp.concatenate(outputs, -1)
     return x.swapaxes(0, 1), tuple(jnp.stack(each) for each in zip(*last))
@@ -137,7 +137,7 @@ def _torch_uniform(hidden_size):
   return lambda key, shape, dtype: jax.random.uniform(key, shape, dtype, -limit, limit)
 
 
-def _turned(x, lengths):
+def turned(x, lengths):
   """[T, B, C] with each sequence's first `lengths` elements in the opposite order; the rest stays."""
   if lengths is None:
     return x[::-1]

@@ -18,8 +18,9 @@ import classifiers
 import layers
 import recurrent
 import seeded
+import seq2seq
 
-COMPARE = dict.fromkeys(recurrent.FILES, recurrent.compare)  # all others are classifiers
+COMPARE = {stem: family.compare for family in (recurrent, seq2seq) for stem in family.FILES}  # others: classifiers
 
 
 class Row(NamedTuple):
