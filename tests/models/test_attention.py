@@ -97,7 +97,7 @@ def test_a_row_that_sees_nothing_is_finite(given):
 
 
 def test_dropout_silences_weights(given):
-  """Each of S equal weights is kept with chance 1 - rate, and grows by 1 / (1 - rate); values are 1, so is their mean."""
+  """Each of S equal weights is kept with chance 1 - rate, and grows by 1 / (1 - rate); values are 1."""
   _, params, *_ = given
   params = jax.tree.map(jnp.zeros_like, params)
   params["value"]["bias"] += 1
