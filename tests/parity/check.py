@@ -17,6 +17,9 @@ sys.path.insert(0, str(Path(__file__).parent))
 import classifiers
 import layers
 import seeded
+import transformers
+
+COMPARE = dict.fromkeys(transformers.FILES, transformers.compare)  # all others are image classifiers
 
 
 class Row(NamedTuple):
@@ -41,10 +44,10 @@ def check(path) -> list[Row]:
   case = seeded.load(path)
   stem = Path(path).stem
   with jax.default_matmul_precision("highest"):
-    found = layers.CHECKS[stem](case) if stem in layers.CHECKS else classifiers.compare(case, stem)
+    found = layers.CHECKS[stem](case) if stem in layers.CHECKS else COMPARE.get(stem, classifiers.compare)(case, stem)
   rows = [Row(key, *difference(ours, theirs, tolerance)) for key, (ours, theirs, tolerance) in found.items()]
   every = [f"{group}/{name}" for group in ("out", "mid") for name in case[group]]
-  seen = {row.key for row in rows} | {"out/" + row.key for row in rows}
+  seen = {row.key for row in rows} | {"out/" + row.key for row in rows} | transformers.LATER
   return rows + [Row(key, np.inf, 0.0, "not compared") for key in every if key not in seen]
 
 
