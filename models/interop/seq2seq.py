@@ -31,7 +31,7 @@ def _names(module, path):
 def _tensor(name, leaf):
   """("dec.l0", "kernel_ih") -> "dec.weight_ih_l0"."""
   if not leaf.endswith(("_ih", "_hh")):
-    return f"{name}.{(LEAVES | {'embedding': 'weight'})[leaf]}"
+    return f"{name}.{LEAVES[leaf]}"
   stack, _, layer = name.partition(".")
   return f"{stack}.{leaf.replace('kernel', 'weight')}" + (f"_{layer}" if layer else "")
 
