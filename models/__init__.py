@@ -38,6 +38,18 @@ MODELS = {
   "resnet44": "vision.resnet:ResNet44",
   "resnet56": "vision.resnet:ResNet56",
   "resnet110": "vision.resnet:ResNet110",
+  "rnn": "sequence.rnn:RNN",
+  "lstm": "sequence.rnn:LSTM",
+  "gru": "sequence.rnn:GRU",
+  "seq2seq": "sequence.seq2seq:Seq2Seq",
+  "gpt": "sequence.gpt:GPT1",
+  "gpt2": "sequence.gpt:GPT2",
+  "gpt2_medium": "sequence.gpt:GPT2Medium",
+  "gpt2_large": "sequence.gpt:GPT2Large",
+  "gpt2_xl": "sequence.gpt:GPT2XL",
+  "transformer": "sequence.transformer:TransformerBase",
+  "transformer_big": "sequence.transformer:TransformerBig",
+  "marian": "sequence.transformer:Marian",
   "dcgan": "generative.dcgan:DCGAN",
 }
 

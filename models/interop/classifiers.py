@@ -5,27 +5,8 @@ flattened map.
 """
 
 import re
-from collections.abc import Callable
-from typing import NamedTuple
 
-
-class Family(NamedTuple):
-  """How one class of models is named in public.
-
-  Attributes:
-    names: (module, our path with slashes) -> the public module's name.
-    told: tensors -> fields that they tell of.
-    flattened: module -> {our path: channels of the square map that this dense layer sees}.
-    stem: our path of the first convolution.
-    side, channels: of an image that the model takes.
-  """
-
-  names: Callable
-  told: Callable
-  flattened: Callable = lambda module: {}
-  stem: str = "conv1"
-  side: int = 224
-  channels: int = 3
+from flaxonomy.models.interop.family import Family
 
 
 def _plain(module, path):

@@ -16,7 +16,13 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parent))
 import classifiers
 import layers
+import recurrent
 import seeded
+import seq2seq
+import transformers
+
+# All other files are of image classifiers.
+COMPARE = {stem: family.compare for family in (recurrent, seq2seq, transformers) for stem in family.FILES}
 
 
 class Row(NamedTuple):
@@ -41,10 +47,10 @@ def check(path) -> list[Row]:
   case = seeded.load(path)
   stem = Path(path).stem
   with jax.default_matmul_precision("highest"):
-    found = layers.CHECKS[stem](case) if stem in layers.CHECKS else classifiers.compare(case, stem)
+    found = layers.CHECKS[stem](case) if stem in layers.CHECKS else COMPARE.get(stem, classifiers.compare)(case, stem)
   rows = [Row(key, *difference(ours, theirs, tolerance)) for key, (ours, theirs, tolerance) in found.items()]
   every = [f"{group}/{name}" for group in ("out", "mid") for name in case[group]]
-  seen = {row.key for row in rows} | {"out/" + row.key for row in rows}
+  seen = {row.key for row in rows} | {"out/" + row.key for row in rows} | transformers.LATER
   return rows + [Row(key, np.inf, 0.0, "not compared") for key in every if key not in seen]
 
 

@@ -1,0 +1,1 @@
+"""Sequences: recurrent nets, attention, the Transformer and its kin."""
