@@ -1,4 +1,6 @@
-"""Transformers against golden files: logits, hidden states, attention, losses, gradients, greedy tokens, SGD."""
+"""Transformers against golden files: logits, hidden states, attention, losses, gradients, decoding, SGD."""
+
+import functools
 
 import classifiers
 import jax
@@ -9,6 +11,7 @@ from flax.traverse_util import flatten_dict
 
 from flaxonomy import models
 from flaxonomy.models import interop
+from flaxonomy.models.sequence import attention, decoding
 from flaxonomy.train import losses
 
 TORCH = {"final_norms": True, "num_heads": 4, "pad_id": 0}
@@ -27,12 +30,11 @@ CONFIG = {  # Hugging Face's names of our fields
   "scale_embedding": "scale_embeddings", "share_encoder_decoder_embeddings": "shared_embeddings",
   "pad_token_id": "pad_id",
 }  # fmt: skip
-LATER = {f"out/gen_{search}{score}" for search in ("beam4", "beam4_lp2", "beam3_ng3") for score in ("", "_score")}
 FORWARD, GRADIENT = 1e-5, 1e-4
 
 
 def compare(case: dict, stem: str) -> dict:
-  """{key: (ours, theirs, tolerance)} for all that a golden file holds, but for beam searches, `LATER`.
+  """{key: (ours, theirs, tolerance)} for all that a golden file holds.
 
   Args:
     case: from seeded.load.
@@ -65,21 +67,31 @@ def load(case, stem) -> tuple[str, dict, dict]:
   return name, fields, interop.from_torch(name, tensors, **fields)["params"]
 
 
-def greedy(step, cache, tokens, steps: int):
-  """Tokens [B, T + steps]: the likeliest next one, again and again.
+def searched(step, cache, begin, case: dict) -> dict:
+  """{key: ours} of all that a file's `generation` tells to write: greedy tokens, beam searches and their scores.
 
   Args:
-    step: (tokens [B, T], cache) -> (logits [B, T, V], cache).
-    cache: before the first token.
-    tokens: [B, T] int, to begin with.
-    steps: how many to add.
+    step: as decoding has it.
+    cache: attention.Cache before the first token.
+    begin: [B, P] int.
+    case: from seeded.load.
   """
-  step, found, new = jax.jit(step), [np.asarray(tokens)], jnp.asarray(tokens)
-  for _ in range(steps):
-    logits, cache = step(new, cache)
-    new = logits[:, -1:].argmax(-1)
-    found.append(np.asarray(new))
-  return np.concatenate(found, 1)
+  config, found = case["meta"]["config"], {}
+  for name, told in case["meta"]["generation"].items():
+    rules = decoding.Rules(
+      told["max_length"], config["eos_token_id"], config["pad_token_id"], told.get("min_length", 0),
+      told.get("no_repeat_ngram_size", 0), (), told.get("forced_bos_token_id"), told.get("forced_eos_token_id"),
+    )  # fmt: skip
+    if told["num_beams"] == 1:
+      found[f"out/gen_{name}"] = jax.jit(lambda cache, rules=rules: decoding.greedy(step, cache, begin, rules))(cache)
+      continue
+    search = functools.partial(
+      decoding.beam_search, step, begin=begin, rules=rules, num_beams=told["num_beams"], reorder=attention.take_rows,
+      length_penalty=told.get("length_penalty", 1.0), early_stopping=told["early_stopping"],
+    )  # fmt: skip
+    beams = jax.jit(lambda cache, search=search: search(cache))(cache)
+    found |= {f"out/gen_{name}": beams.tokens[:, 0], f"out/gen_{name}_score": beams.scores[:, 0]}
+  return found
 
 
 def _paired(found, case) -> dict:
@@ -117,8 +129,10 @@ def _language_model(model, case):
     if "greedy" in case["out"]:
       theirs = case["out"]["greedy"]
       begin = tokens[:1]
-      new = theirs.shape[1] - begin.shape[1] * (theirs[0, 0] == begin[0, 0])
-      ours = greedy(_stepper(model, params), model.start(1, begin.shape[1] + new), begin, new)
+      new = theirs.shape[1] - begin.shape[1] * int(theirs[0, 0] == begin[0, 0])
+      rules, cache = decoding.Rules(begin.shape[1] + new), model.start(1, begin.shape[1] + new)
+      step = _stepper(model, params)
+      ours = jax.jit(lambda cache: decoding.greedy(step, cache, begin, rules))(cache)
       found["out/greedy"] = ours[:, -theirs.shape[1] :]
       _likeliest(model.apply({"params": params}, ours, train=False)["logits"], ours, new)
     return found
@@ -129,7 +143,7 @@ def _language_model(model, case):
 def _stepper(model, params, **options):
   def step(tokens, cache):
     stages = model.apply({"params": params}, tokens, cache=cache, train=False, **options)
-    return stages["logits"], stages["cache"]
+    return stages["logits"][:, -1], stages["cache"]
 
   return step
 
@@ -164,11 +178,16 @@ def _translation(model, case):
     if "cross_attn/0" in case["mid"]:
       found["mid/cross_attn/0"] = _weights(model, params, source, target, mask)["decoder_0/cross_attn"]
     key = "greedy" if "greedy" in case["out"] else "gen_greedy"
-    begin, new = np.full((len(source), 1), start), case["out"][key].shape[1] - 1
-    cache = model.apply({"params": params}, source, mask, new + 1, method="start")
-    ours = greedy(_stepper(model, params, method="decode"), cache, begin, new)
-    _likeliest(model.apply({"params": params}, source, ours, mask, train=False)["logits"], ours, new)
-    return found | {f"out/{key}": ours}
+    begin, length = jnp.full((len(source), 1), start), case["out"][key].shape[1]
+    cache = model.apply({"params": params}, source, mask, length, method="start")
+    step = _stepper(model, params, method="decode")
+    if key == "gen_greedy":
+      found |= searched(step, cache, begin, case)
+    else:
+      found["out/greedy"] = jax.jit(lambda cache: decoding.greedy(step, cache, begin, decoding.Rules(length)))(cache)
+    ours = found[f"out/{key}"]
+    _likeliest(model.apply({"params": params}, source, ours, mask, train=False)["logits"], ours, length - 1)
+    return found
 
   return loss, see
 
