@@ -135,7 +135,7 @@ def report(times: dict[str, Times]) -> None:
     print(f"  {name:42}{t.median * 1e3:9.2f}{t.least * 1e3:9.2f}")
   whole, bare = list(times.values())[:2]
   print(f"\n{'ratios':44}{'medians':>9}{'least':>9}")
-  for name in ("torch", "torch, malloc tuned"):
+  for name in ("torch", "torch, huge pages", "torch, malloc tuned"):
     if both := [t for key, t in times.items() if key in (f"{name}, plain adam", f"{name}, fused adam")]:
       median, least = min(t.median for t in both), min(t.least for t in both)
       print(f"  {name + ' / ours, whole training':42}{median / whole.median:9.3f}{least / whole.least:9.3f}")
