@@ -54,13 +54,13 @@ def create(optim, steps: int, params, shards: int = 1) -> Optimizer:
     shards: devices over which parameters and state are cut (ZeRO); 1: not.
 
   Raises:
-    UserError: unknown optimizer or schedule; a pattern that is no regular expression or, in `freeze`, finds nothing.
+    UserError: unknown optimizer or schedule; a pattern that is no regular expression.
   """
   rate = schedule(optim, steps)
   tx = _named(optim, rate, params)
   _refuse_unread(optim)
   plan = sharding.plan(params, shards)
-  frozen = matches(params, optim.freeze, "optim.freeze")
+  frozen = matches(params, optim.freeze)
   if optim.freeze:
     labels = jax.tree.map(lambda f: "frozen" if f else "trained", frozen)
     tx = optax.partition({"trained": tx, "frozen": optax.set_to_zero()}, labels)
@@ -109,26 +109,38 @@ def paths(tree) -> list[str]:
   return ["/".join(str(k.key) for k in path) for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
 
 
-def matches(params, patterns: tuple[str, ...], field: str | None = None):
+def matches(params, patterns: tuple[str, ...]):
   """Tree of bools: whether any of the regular expressions is found in the leaf's "module/leaf" path.
 
+  Raises:
+    UserError: a pattern is not a regular expression.
+  """
+  compiled = _compiled(patterns)
+  found = [any(c.search(path) for c in compiled) for path in paths(params)]
+  return jax.tree.unflatten(jax.tree.structure(params), found)
+
+
+def require(patterns: tuple[str, ...], names: list[str], field: str) -> None:
+  """Refuses patterns that find nothing.
+
   Args:
-    params: tree of anything.
     patterns: regular expressions.
-    field: the config field they stand in, if each must find something.
+    names: paths of all parameters that they may mean, those of several nets together.
+    field: the config field that they stand in.
 
   Raises:
-    UserError: a pattern is not a regular expression, or finds nothing where it must.
+    UserError: a pattern is not a regular expression or finds nothing.
   """
+  for c in _compiled(patterns):
+    if not any(map(c.search, names)):
+      raise unknown(f"parameter in config field {field!r}:", c.pattern, names)
+
+
+def _compiled(patterns):
   try:
-    compiled = [re.compile(p) for p in patterns]
+    return [re.compile(p) for p in patterns]
   except re.error as error:
     raise UserError(f"pattern {error.pattern!r} is not a regular expression: {error}") from None
-  names = paths(params)
-  for c in compiled:
-    if field and not any(map(c.search, names)):
-      raise unknown(f"parameter in config field {field!r}:", c.pattern, names)
-  return jax.tree.unflatten(jax.tree.structure(params), [any(c.search(name) for c in compiled) for name in names])
 
 
 def _named(optim, rate, params) -> optax.GradientTransformation:

@@ -87,7 +87,8 @@ def put(state, taken: dict):
 def _matching(patterns, names) -> set:
   """The names in which, behind the collection, any of the regular expressions is found."""
   inner = {name.partition("/")[2]: name for name in names}
-  found = optim.matches(inner, patterns, "model.init_new")
+  optim.require(patterns, list(inner), "model.init_new")
+  found = optim.matches(inner, patterns)
   return {inner[path] for path, matched in found.items() if matched}
 
 

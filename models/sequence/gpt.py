@@ -135,7 +135,6 @@ def _normal(std):
 
 
 GPT1 = functools.partial(GPT, vocab_size=40478, max_length=512, norm_first=False)
-GPT2 = functools.partial(GPT)
 GPT2Medium = functools.partial(GPT, num_layers=24, hidden_size=1024, num_heads=16)
 GPT2Large = functools.partial(GPT, num_layers=36, hidden_size=1280, num_heads=20)
 GPT2XL = functools.partial(GPT, num_layers=48, hidden_size=1600, num_heads=25)

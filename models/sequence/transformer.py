@@ -220,7 +220,6 @@ class Transformer(nn.Module):
     return self.drop(x, deterministic=not train)
 
 
-TransformerBase = functools.partial(Transformer)
 TransformerBig = functools.partial(Transformer, hidden_size=1024, num_heads=16, mlp_size=4096, dropout=0.3)
 Marian = functools.partial(
   Transformer, vocab_size=58101, positions="concatenated", head_bias=True, activation="silu", pad_id=58100

@@ -49,7 +49,7 @@ def check(path) -> list[Row]:
   with jax.default_matmul_precision("highest"):
     found = layers.CHECKS[stem](case) if stem in layers.CHECKS else COMPARE.get(stem, classifiers.compare)(case, stem)
   rows = [Row(key, *difference(ours, theirs, tolerance)) for key, (ours, theirs, tolerance) in found.items()]
-  every = [f"{group}/{name}" for group in ("out", "mid") for name in case[group]]
+  every = [f"{group}/{name}" for group in ("out", "mid", "grad") for name in case[group]]
   seen = {row.key for row in rows} | {"out/" + row.key for row in rows}
   return rows + [Row(key, np.inf, 0.0, "not compared") for key in every if key not in seen]
 

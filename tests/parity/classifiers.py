@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import seeded
+import training
 
 from flaxonomy import models
 from flaxonomy.models import interop
@@ -132,21 +133,8 @@ def _training(model, name, fields, variables, case, labels) -> dict:
   aux = [stages[key] for key in sorted(stages, reverse=True) if re.fullmatch(r"aux\d?", key)]
   ours |= {f"out/train_aux/{i}": logits for i, logits in enumerate(aux)}
   if "adam_losses" in case["meta"]:
-    return _gradients(interop.to_torch(name, {"params": grads}, **fields), case["grad"])
+    return training.gradients(interop.to_torch(name, {"params": grads}, **fields), case["grad"])
   statistics = interop.to_torch(name, after, **fields) if after else {}
   ours |= {f"out/bn_after/{key}": array for key, array in statistics.items()}
   found = {key: (ours[key], case["out"][key[4:]]) for key in ours if key[4:] in case["out"]}
-  return found | _gradients(interop.to_torch(name, {"params": grads}, **fields), case["grad"])
-
-
-def _gradients(ours: dict, theirs: dict) -> dict:
-  """Norms of gradients by parameter; those that are zero but for rounding count as shares of the largest."""
-  largest = max((float(value) for value in theirs.values()), default=0.0)
-  found = {}
-  for key, value in theirs.items():
-    norm = np.linalg.norm(np.float64(ours[key]).ravel()) if key in ours else np.nan
-    if value < 1e-6 * largest and norm < 1e-6 * largest:
-      norm = value = 0.0
-    found[f"grad/{key}"] = (norm, value)
-  apart = [abs(norm - value) / max(value, 1e-30) for norm, value in found.values()]
-  return found | ({"grad/median of all": (1 + np.median(apart), 1.0)} if found else {})
+  return found | training.gradients(interop.to_torch(name, {"params": grads}, **fields), case["grad"])

@@ -2,7 +2,7 @@
 
 import jax
 import jax.numpy as jnp
-import numpy as np
+import training
 
 from flaxonomy.models import interop
 
@@ -39,6 +39,5 @@ def compare(case: dict, stem: str) -> dict:
   ours |= {f"state/{i}": array for i, array in enumerate(last)}
   ours |= {f"state_packed/{i}": array for i, array in enumerate(packed_last)}
   grads = interop.to_torch(name, {"params": grads})
-  norms = {key: np.linalg.norm(np.float64(grads[key])) for key in case["grad"]}
   found = {f"out/{key}": (array, case["out"][key], TOLERANCE) for key, array in ours.items()}
-  return found | {f"grad/{key}": (norms[key], value, TOLERANCE) for key, value in case["grad"].items()}
+  return found | {key: (*pair, TOLERANCE) for key, pair in training.gradients(grads, case["grad"]).items()}

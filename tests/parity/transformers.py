@@ -2,11 +2,11 @@
 
 import functools
 
-import classifiers
 import jax
 import jax.numpy as jnp
 import numpy as np
 import seeded
+import training
 from flax.traverse_util import flatten_dict
 
 from flaxonomy import models
@@ -49,8 +49,8 @@ def compare(case: dict, stem: str) -> dict:
   found = {key: (_sampled(ours, theirs), theirs, FORWARD) for key, (ours, theirs) in _paired(found, case).items()}
   if "sgd_losses" in case["meta"]:
     theirs = np.array(case["meta"]["sgd_losses"])
-    found["sgd_losses"] = (_sgd(gradient, params, len(theirs)), theirs, FORWARD)
-  norms = classifiers._gradients(interop.to_torch(name, {"params": grads}, **fields), case["grad"])
+    found["sgd_losses"] = (training.descent(gradient, params, len(theirs), 0.01), theirs, FORWARD)
+  norms = training.gradients(interop.to_torch(name, {"params": grads}, **fields), case["grad"])
   return found | {key: (*pair, GRADIENT) for key, pair in norms.items()}
 
 
@@ -190,14 +190,3 @@ def _translation(model, case):
     return found
 
   return loss, see
-
-
-def _sgd(gradient, params, steps):
-  """Losses before each of so many steps, with learning rate .01 and momentum .9 as torch has it."""
-  found, trace = [], jax.tree.map(jnp.zeros_like, params)
-  for _ in range(steps):
-    (value, _), grads = gradient(params)
-    found.append(float(value))
-    trace = jax.tree.map(lambda v, g: 0.9 * v + g, trace, grads)
-    params = jax.tree.map(lambda p, v: p - 0.01 * v, params, trace)
-  return np.array(found)

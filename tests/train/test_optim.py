@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from flaxonomy.configs.base import Optim
+from flaxonomy.data.pipeline import Info
 from flaxonomy.errors import UserError
-from flaxonomy.train import optim
+from flaxonomy.train import optim, tasks
 
 RNG = np.random.default_rng(0)
 PARAMS = {
@@ -138,3 +139,12 @@ def test_schedule_errors():
     optim.schedule(Optim(warmup_steps=10), 10)
   with pytest.raises(UserError, match="needs config field 'optim.warmup_steps'"):
     optim.schedule(Optim(schedule="noam"), 10)
+
+
+def test_frozen_parameters_of_one_net_of_two(tiny_gan):
+  """Each pattern must find something in one of the nets, not in all."""
+  info = Info("digits", tuple("0123456789"), (8, 8, 1), 100)
+  for patterns in (("^up0/",), ("^up0/", "^down0/")):
+    tasks.build(tiny_gan(optim__freeze=patterns), info, 1)
+  with pytest.raises(UserError, match="'optim.freeze': '\\^up9/'"):
+    tasks.build(tiny_gan(optim__freeze=("^down0/", "^up9/")), info, 1)

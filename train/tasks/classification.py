@@ -26,6 +26,7 @@ def build(config, info, devices: int) -> Task:
     return model.init(rng, jnp.zeros((1, *shape)), train=False)
 
   params, collections = _split(jax.eval_shape(variables, jax.random.PRNGKey(0)))
+  optim.require(config.optim.freeze, optim.paths(params), "optim.freeze")
   optimizer = optim.create(config.optim, config.train.steps, params, shards)
 
   def init(rng):

@@ -50,6 +50,7 @@ def build(config, info, devices: int) -> Task:
 
   shapes = jax.eval_shape(variables, jax.random.PRNGKey(0))["params"]
   plans = {net: sharding.plan(shapes[net], shards) for net in shapes}
+  optim.require(config.optim.freeze, [path for net in shapes for path in optim.paths(shapes[net])], "optim.freeze")
   optimizers = {net: optim.create(config.optim, config.train.steps, shapes[net], shards) for net in shapes}
 
   def init(rng):
