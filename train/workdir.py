@@ -10,6 +10,7 @@ import socket
 from pathlib import Path
 
 from flaxonomy.configs import base
+from flaxonomy.data import text
 from flaxonomy.data.pipeline import Info
 from flaxonomy.errors import BusyError, Preempted, UserError, first_line, shown
 from flaxonomy.train import processes
@@ -78,8 +79,6 @@ def create(workdir: Path, config: base.Config, info: Info) -> None:
   known = info._asdict() | {"tokenizers": sorted(info.tokenizers)}
   try:
     for name, tokenizer in info.tokenizers.items():
-      from flaxonomy.data import text
-
       text.save(tokenizer, _tokenizer_file(workdir, name))
     write_text(workdir / "config.json", json.dumps(base.to_dict(config), indent=2) + "\n")
     write_text(workdir / "data.json", json.dumps(known, indent=2) + "\n")
@@ -262,10 +261,6 @@ def load_info(workdir: Path) -> Info:
   kinds = [type(x) for x in (info.name, *info.class_names, *tokenizers, *(shape or (0, 0, 0)), info.size)]
   if len(shape or kinds[-3:]) != 3 or kinds != [str] * (1 + len(info.class_names) + len(tokenizers)) + [int] * 4:
     raise UserError(f"{str(workdir / 'data.json')!r} is damaged: it describes no data")
-  if not tokenizers:
-    return info
-  from flaxonomy.data import text
-
   return info._replace(tokenizers={name: text.load(_tokenizer_file(workdir, name)) for name in tokenizers})
 
 
