@@ -252,7 +252,7 @@ def load_info(workdir: Path) -> Info:
     shape, series = saved["image_shape"], saved.get("series")
     shape = None if shape is None else tuple(shape)
     series = None if series is None else {k: tuple(v) if isinstance(v, list) else v for k, v in series.items()}
-    tokenizers = {name: None for name in saved.get("tokenizers", ())}
+    tokenizers = dict.fromkeys(saved.get("tokenizers", ()))
     if not set(tokenizers) <= {"text", "source", "target"}:
       raise TypeError(f"tokenizers {shown(list(tokenizers))}")
     info = Info(saved["name"], tuple(saved["class_names"]), shape, saved["size"], tokenizers, series)

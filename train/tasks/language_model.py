@@ -98,7 +98,7 @@ def _check(config, model, length):
       f"config field 'data.text.streams' needs a model that carries a state over, which {config.model.name!r} does not"
     )
   if config.train.loss != "softmax":
-    raise UserError(f"task 'language_model' has its own loss; leave config field 'train.loss' out")
+    raise UserError("task 'language_model' has its own loss; leave config field 'train.loss' out")
 
 
 def _bits(unit: str) -> tuple[str, ...]:
