@@ -97,9 +97,7 @@ def create(config, texts: Iterable[str], specials: Iterable[str] = ()) -> Tokeni
   if config.tokenizer in KINDS:
     return train(config.tokenizer, texts, size=config.vocab_size, lowercase=config.lowercase, specials=specials)
   if not Path(config.tokenizer).is_file():
-    raise unknown(
-      "tokenizer", config.tokenizer, KINDS, "(config field 'data.text.tokenizer'), and no file of that name"
-    )
+    raise unknown("tokenizer", config.tokenizer, KINDS, "(config field 'data.text.tokenizer'; no file has that name)")
   found = load(config.tokenizer)
   if lacking := [token for token in specials if found.id(token) is None]:
     raise UserError(f"tokenizer {config.tokenizer!r} lacks the token {lacking[0]!r}, which this task needs")

@@ -96,8 +96,9 @@ class Made(NamedTuple):
   """What the forward pass of a step makes.
 
   Attributes:
-    sums: {name: (sum, weight)}, each [] float32, over the local examples. The first entry is minimised: its sum over all
-      devices and microbatches divided by its weight over the same, so that unequal weights (masks, tokens) count right.
+    sums: {name: (sum, weight)}, each [] float32, over the local examples. The first entry is minimised: its sum over
+      all devices and microbatches divided by its weight over the same, so that unequal weights (masks, tokens) count
+      right.
     collections: the model's other variables after it.
     carry: as `State.carry`.
   """
