@@ -159,6 +159,18 @@ class Train:
 
 
 @dataclass
+class Decode:
+  """How a model that answers writes; for the task "translation". Evaluation, chat, predict and export write so."""
+
+  beams: int = 1  # 1: the likeliest token each time
+  penalty: str = "gnmt"  # what beams' log probabilities are divided by: "gnmt", Wu et al. 2016, or "power" of the length
+  length_penalty: float = 0.6  # its exponent
+  max_ratio: float = 1.0  # tokens written at most: so many for each of the source's, padding included,
+  max_extra: int = 50  # and these: Vaswani et al. 2017, section 6.1
+  bleu: bool = True  # score what is written with sacreBLEU, which needs the extra "text"
+
+
+@dataclass
 class Study:
   """Several runs side by side in one picture; see train/study.py."""
 
@@ -175,6 +187,7 @@ class Config:
   data: Data = field(default_factory=Data)
   optim: Optim = field(default_factory=Optim)
   train: Train = field(default_factory=Train)
+  decode: Decode = field(default_factory=Decode)
   study: Study = field(default_factory=Study)
   seed: int = 0
 
@@ -308,14 +321,14 @@ _AT_LEAST = {
   "train.cpu_devices": 1, "train.nan_limit": 1,
   "data.augment.color_pca": 0, "data.error_limit": 0, "optim.lr": 0, "optim.warmup_steps": 0, "optim.decay_every": 1,
   "seed": 0, "data.text.length": 2, "data.text.vocab_size": 2, "data.series.window": 2, "data.series.horizon": 1,
-  "data.series.period": 1,
+  "data.series.period": 1, "decode.beams": 1, "decode.length_penalty": 0, "decode.max_ratio": 0, "decode.max_extra": 1,
 }  # fmt: skip
 
 
 _ONE_OF = {
   "train.dtype": ("float32", "bfloat16"), "train.on_nan": ("stop", "skip", "rollback"),
   "data.on_error": ("raise", "skip"), "data.fit": ("stretch", "cover"), "data.eval_crops": (1, 10),
-  "train.loss": ("softmax", "bce", "mse"),
+  "train.loss": ("softmax", "bce", "mse"), "decode.penalty": ("gnmt", "power"),
 }  # fmt: skip
 _BETWEEN = {
   "optim.momentum": (0, 1), "optim.b1": (0, 1), "optim.b2": (0, 1), "optim.rho": (0, 1), "train.ema_decay": (0, 1),
