@@ -53,6 +53,29 @@ class Augment:
 
 
 @dataclass
+class Text:
+  """How text becomes tokens, and tokens batches; for tasks on text."""
+
+  tokenizer: str = "chars"  # "chars", "bytes", "words", "wordpunct", "bpe", "wordpiece" of the training text; or a file
+  vocab_size: Optional[int] = None  # most tokens, special ones included; None: all, or 8,192 of bpe and wordpiece
+  lowercase: bool = False
+  length: int = 128  # tokens of a language model's window; of other sequences the most, special tokens included
+  streams: bool = False  # the corpus as batch_size streams, window behind window, with the state carried over
+  buckets: tuple[int, ...] = ()  # sequences are padded to the least of these lengths that holds them; (): to `length`
+  languages: tuple[str, str] = ("en", "de")  # source and target of pairs
+
+
+@dataclass
+class Series:
+  """How a series becomes examples; for the task "forecasting"."""
+
+  column: Optional[str] = None  # of a CSV file; None: its last one
+  window: int = 64  # values that the model sees
+  horizon: int = 1  # values behind them that it predicts
+  period: int = 1  # of the season, for the seasonal-naive forecast and MASE
+
+
+@dataclass
 class Data:
   """Which dataset, how it is read, batched and changed."""
 
@@ -76,6 +99,8 @@ class Data:
   mean: tuple[float, ...] = (0.0,)  # subtracted after scaling to [0, 1], for each channel or for all
   std: tuple[float, ...] = (1.0,)  # divided by after that
   augment: Augment = field(default_factory=Augment)
+  text: Text = field(default_factory=Text)
+  series: Series = field(default_factory=Series)
 
 
 @dataclass
@@ -282,7 +307,8 @@ _AT_LEAST = {
   "train.keep_best": 0, "train.steps_per_dispatch": 1, "train.accumulate": 1, "train.devices": 1,
   "train.cpu_devices": 1, "train.nan_limit": 1,
   "data.augment.color_pca": 0, "data.error_limit": 0, "optim.lr": 0, "optim.warmup_steps": 0, "optim.decay_every": 1,
-  "seed": 0,
+  "seed": 0, "data.text.length": 2, "data.text.vocab_size": 2, "data.series.window": 2, "data.series.horizon": 1,
+  "data.series.period": 1,
 }  # fmt: skip
 
 

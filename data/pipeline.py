@@ -32,9 +32,11 @@ class Info(NamedTuple):
   """What a task must know of its data; kept in the workdir."""
 
   name: str
-  class_names: tuple[str, ...]
-  image_shape: tuple[int, int, int]
-  size: int  # examples of the split
+  class_names: tuple[str, ...] = ()
+  image_shape: tuple[int, int, int] | None = None
+  size: int = 0  # examples of the split
+  tokenizers: dict = {}  # of text, by what they are for: {"text": data.text.Tokenizer}
+  series: dict | None = None  # of series: {"inputs": C, "targets": C', "mean": (...), "std": (...)}
 
 
 class Feed(NamedTuple):
@@ -48,6 +50,7 @@ class Feed(NamedTuple):
       [most, B], of which the first `count` are used.
     eval_items: () -> items with a leading axis [B], every example once, the last batch padded.
     read: indices -> batch of NumPy arrays, on the host.
+    alike: (first step, count) -> how many of these steps, from the first on, have items of one shape.
   """
 
   size: int
@@ -56,6 +59,7 @@ class Feed(NamedTuple):
   train_items: Callable[[Iterable[tuple[int, int]], int], Iterator[dict]]
   eval_items: Callable[[], Iterator[dict]]
   read: Callable[[Iterable[int]], dict]
+  alike: Callable[[int, int], int] = lambda first, count: count
 
 
 class Order:
@@ -121,12 +125,13 @@ def _first_shape(config, source):
   raise DataError(f"dataset {config.name!r}: the first image settles the channels, but {problem}")
 
 
-def open_split(config, split: str) -> tuple[sources.Source, Info]:
+def open_split(config, split: str, trained: Info | None = None) -> tuple[sources.Source, Info]:
   """Opens a split, without reading more than its first example.
 
   Args:
     config: configs.base.Data.
     split: a TFDS split.
+    trained: what is known of the training split, where this is another.
 
   Returns:
     (its examples, what a task must know of them)
@@ -163,12 +168,12 @@ def _read(reader, indices) -> dict:
   return reader.checked({key: np.stack([row[key] for row in rows]) for key in rows[0]})
 
 
-def _place(tree, mesh, spec):
+def place(tree, mesh, spec):
   """This process's rows of a global batch, onto its devices."""
   return jax.tree.map(lambda x: jax.make_array_from_process_local_data(NamedSharding(mesh, spec), x), tree)
 
 
-def _ahead(items: Iterator, count: int = AHEAD) -> Iterator:
+def ahead(items: Iterator, count: int = AHEAD) -> Iterator:
   """The same items, with `count` of them waiting while one is used, so that transfers overlap with computation."""
   queue = collections.deque(itertools.islice(items, count + 1))
   while queue:
@@ -176,13 +181,13 @@ def _ahead(items: Iterator, count: int = AHEAD) -> Iterator:
     queue.extend(itertools.islice(items, 1))
 
 
-def _own_rows(rows: np.ndarray) -> np.ndarray:
+def own_rows(rows: np.ndarray) -> np.ndarray:
   """The part of the last axis that belongs to this process."""
   share = rows.shape[-1] // jax.process_count()
   return rows[..., jax.process_index() * share :][..., :share]
 
 
-def _padded(size: int, batch_size: int) -> np.ndarray:
+def padded(size: int, batch_size: int) -> np.ndarray:
   """[batches, B] every index once, then -1."""
   batches = -(-size // batch_size)
   return np.append(np.arange(size), np.full(batches * batch_size - size, -1)).reshape(batches, batch_size)
@@ -192,7 +197,7 @@ def _resident(reader, size, order, batch_size, workers, mesh) -> Feed:
   """The whole split on the devices; items are indices."""
   whole = _read(reader, range(size))
   instead = reader.stand_ins(size)
-  resident = _place({"image": whole["image"], "label": whole["label"], "mask": whole["mask"]}, mesh, P())
+  resident = place({"image": whole["image"], "label": whole["label"], "mask": whole["mask"]}, mesh, P())
 
   def fetch(resident, item):
     real = item["index"] >= 0
@@ -204,13 +209,13 @@ def _resident(reader, size, order, batch_size, workers, mesh) -> Feed:
     def make(step, count):
       rows = order.rows(step * batch_size, count * batch_size).reshape(count, batch_size)
       rows = np.pad(instead[rows], ((0, most - count), (0, 0)))
-      return _place({"index": _own_rows(rows).astype(np.int32)}, mesh, P(None, *mesh.axis_names))
+      return place({"index": own_rows(rows).astype(np.int32)}, mesh, P(None, *mesh.axis_names))
 
-    return _ahead(make(step, count) for step, count in spans)
+    return ahead(make(step, count) for step, count in spans)
 
   def eval_items():
-    rows = _own_rows(_padded(size, batch_size)).astype(np.int32)
-    return _ahead(_place({"index": row}, mesh, P(*mesh.axis_names)) for row in rows)
+    rows = own_rows(padded(size, batch_size)).astype(np.int32)
+    return ahead(place({"index": row}, mesh, P(*mesh.axis_names)) for row in rows)
 
   return Feed(
     size, resident, fetch, train_items, eval_items, lambda indices: {k: v[list(indices)] for k, v in whole.items()}
@@ -236,15 +241,15 @@ def _streamed(reader, size, order, batch_size, workers, mesh) -> Feed:
         batches += [batches[0]] * (most - count)  # never used: the compiled loop stops before them
         stacked = {key: np.stack([b[key] for b in batches]) for key in batches[0]}
         at = first + count
-        return _place(stacked, mesh, P(None, *mesh.axis_names))
+        return place(stacked, mesh, P(None, *mesh.axis_names))
 
-      yield from _ahead(make(first, count) for first, count in spans)
+      yield from ahead(make(first, count) for first, count in spans)
 
   def eval_items():
-    rows = _padded(size, batch_size)
+    rows = padded(size, batch_size)
     stream = _grain(_Listed(rows.reshape(-1), batch_size), reader, batch_size, workers, 0)
     with contextlib.closing(stream):
-      yield from _ahead(_place(reader.checked(_next(stream)), mesh, P(*mesh.axis_names)) for _ in rows)
+      yield from ahead(place(reader.checked(_next(stream)), mesh, P(*mesh.axis_names)) for _ in rows)
 
   def fetch(resident, item):
     return item

@@ -83,6 +83,27 @@ def train(
   return train_kind(kind, texts, size, lowercase, specials)
 
 
+def create(config, texts: Iterable[str], specials: Iterable[str] = ()) -> Tokenizer:
+  """The tokenizer that a config names: a kind, made from texts, or a file.
+
+  Args:
+    config: configs.base.Text.
+    texts: of the training split.
+    specials: tokens that it must have, the first ones of what is made here.
+
+  Raises:
+    UserError: as `train` and `load`; neither kind nor file; a file without one of the special tokens.
+  """
+  if config.tokenizer in KINDS:
+    return train(config.tokenizer, texts, size=config.vocab_size, lowercase=config.lowercase, specials=specials)
+  if not Path(config.tokenizer).is_file():
+    raise unknown("tokenizer", config.tokenizer, KINDS, "(config field 'data.text.tokenizer'; no file has that name)")
+  found = load(config.tokenizer)
+  if lacking := [token for token in specials if found.id(token) is None]:
+    raise UserError(f"tokenizer {config.tokenizer!r} lacks the token {lacking[0]!r}, which this task needs")
+  return found
+
+
 def save(tokenizer: Tokenizer, path) -> None:
   """Writes a tokenizer as JSON: a learnt one in the public form, a plain vocabulary in our own."""
   if isinstance(tokenizer, subwords.Subwords):

@@ -6,6 +6,7 @@ written just before the folder gets its name, and is checked against it before i
 """
 
 import contextlib
+import dataclasses
 import itertools
 import json
 import os
@@ -132,7 +133,7 @@ class Checkpoints:
     if free < size:
       return self._failed(step, f"{size / 1e6:.1f} MB needed, {free / 1e6:.1f} MB free in {str(self._folder)!r}")
     items = {
-      "state": ocp.args.StandardSave(state),
+      "state": ocp.args.StandardSave(_fields(state)),
       "position": ocp.args.JsonSave(position | {"checksums": True}),
       "config": ocp.args.JsonSave(config),
     }
@@ -201,13 +202,13 @@ class Checkpoints:
       sound = [s for s in self.steps() if s != step]
       raise DataError(f"checkpoint {step} of {str(self._folder)!r} is damaged: {reason}; others: {sound}")
     self._check(step, like)
-    items = {"state": ocp.args.StandardRestore(like), "position": ocp.args.JsonRestore()}
+    items = {"state": ocp.args.StandardRestore(_fields(like)), "position": ocp.args.JsonRestore()}
     try:
       restored = self._manager.restore(step, args=ocp.args.Composite(**items))
     except Exception as error:  # whatever Orbax raises at files that are whole
       raise DataError(f"checkpoint {step} of {str(self._folder)!r} cannot be read: {first_line(error)}") from error
     self._sound.add(step)
-    return restored["state"], restored["position"]
+    return like.replace(**restored["state"]), restored["position"]
 
   def newest(self) -> int | None:
     """The newest whole step; None if nothing was ever saved. Damaged newer ones are set aside as STEP.corrupt.
@@ -333,6 +334,12 @@ class Checkpoints:
       raise UserError(
         f"checkpoint {step} is of another model or optimizer; {len(differ)} leaves differ: {'; '.join(lines)}"
       )
+
+
+def _fields(state) -> dict:
+  """A State by its fields; without `carry` where nothing is carried, as runs have it that are older than the field."""
+  fields = {f.name: getattr(state, f.name) for f in dataclasses.fields(state)}
+  return fields if state.carry is not None else {k: v for k, v in fields.items() if k != "carry"}
 
 
 @jax.jit

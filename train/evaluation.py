@@ -19,15 +19,20 @@ PICTURED = 40  # examples shown in pictures
 
 
 def eval_function(members: list[Task], feed: pipeline.Feed, mesh: Mesh):
-  """Compiled (states, resident, item) -> (sums, outputs [B, ...]); outputs are averaged over the members."""
+  """Compiled (states, carries, resident, item) -> (sums, outputs [B, ...], carries); see `Task.carry`.
 
-  def evaluate(states, resident, item):
+  Outputs are averaged over the members.
+  """
+
+  def evaluate(states, carries, resident, item):
     batch = feed.fetch(resident, item)
+    states = [state.replace(carry=carry) for state, carry in zip(states, carries)]
     outputs = [task.predict_step(state, batch) for task, state in zip(members, states)]
+    carries = [each.pop("carry", None) for each in outputs]
     outputs = jax.tree.map(lambda *x: sum(x) / len(x), *outputs)
-    return jax.lax.psum(members[0].score(outputs, batch), DATA), outputs
+    return jax.lax.psum(members[0].score(outputs, batch), DATA), outputs, carries
 
-  return step.pmapped(evaluate, mesh, (P(), P(), P(DATA)), (P(), P(DATA)))
+  return step.pmapped(evaluate, mesh, (P(), P(DATA), P(), P(DATA)), (P(), P(DATA), P(DATA)))
 
 
 class Evaluation(NamedTuple):
@@ -54,21 +59,24 @@ def evaluate(
   Returns:
     None if it was stopped.
   """
-  states = [state.replace(opt_state=None) for state in states]
-  sums, first, before = [], None, None
+  states = [state.replace(opt_state=None, carry=None) for state in states]
+  sums, first, before, carries = [], None, None, None
   for item in feed.eval_items():
     if stop():
       return None
-    part, outputs = function(states, feed.resident, item)
-    first = outputs if first is None else first
+    if carries is None:
+      carries = [task.carry and task.carry(len(item["index"])) for _ in states]
+    part, outputs, carries = function(states, carries, feed.resident, item)
+    first = (item["index"], outputs) if first is None else first
     if before is not None:  # read one behind: XLA's CPU backend deadlocks with many dispatches under way
       sums.append(jax.device_get(before))
     before = part
   sums.append(jax.device_get(before))
   total = jax.tree.map(lambda *x: np.sum(x, axis=0, dtype=np.float64), *sums)
-  shown = min(PICTURED, feed.size)
-  outputs = {key: local_rows(x)[:shown] for key, x in first.items()}
-  return Evaluation(task.metrics(total), total, feed.read(range(len(next(iter(outputs.values()))))), outputs)
+  index, outputs = jax.tree.map(local_rows, first)
+  real = np.flatnonzero(index >= 0)[:PICTURED]
+  outputs = {key: x[real] for key, x in outputs.items()}
+  return Evaluation(task.metrics(total), total, feed.read(index[real].tolist()), outputs)
 
 
 def local_rows(x: jax.Array) -> np.ndarray:

@@ -97,7 +97,7 @@ def predictions(run: Trained, feed: pipeline.Feed, mesh: Mesh) -> Predictions:
   describe = step.pmapped(described, mesh, (P(), P(DATA)), P(DATA))
   state, rows = run.state.replace(opt_state=None), []
   for item in feed.eval_items():
-    _, outputs = function([state], feed.resident, item)
+    _, outputs, _ = function([state], [None], feed.resident, item)
     probs, batch = np.asarray(outputs["probs"]), jax.device_get(describe(feed.resident, item))
     row = np.stack([batch["index"], batch["label"], probs.argmax(-1)]), probs.max(-1)
     rows.append([x[..., batch["mask"] > 0] for x in row])

@@ -83,7 +83,7 @@ def evaluate(paths: list[str], which: str = "latest", changes: dict | None = Non
           f"no ensemble: {field} is {one!r} in {str(first.folder)!r} and {two!r} in {str(other.folder)!r}"
         )
     loop.same_data(first.info, other.info, f"in {str(first.folder)!r}", f"in {str(other.folder)!r}")
-  if len(runs) > 1 and first.task.table is None:
+  if len(runs) > 1 and not first.task.averaged:
     raise UserError(f"no ensemble: what task {first.config.task!r} makes cannot be averaged")
   feed = loop.open_test(first.config, mesh, first.info)
   function = evaluation.eval_function([run.task for run in runs], feed, mesh)

@@ -117,8 +117,7 @@ def _greeting(session, at: int, folder: Path) -> str:
   config, devices = session.config, session.mesh.devices.flatten()
   state = jax.eval_shape(session.task.init, jax.random.PRNGKey(0))
   params = sum(x.size for x in jax.tree.leaves(state.params))
-  shape = " x ".join(map(str, session.info.image_shape))
-  sizes = f"{session.train.size:,} + {session.test.size:,} examples of {shape}"
+  sizes = f"{session.train.size:,} + {session.test.size:,} examples of {_shape(session.info, config.data)}"
   kept = "on the devices" if session.train.resident else "streamed"
   start = f"resuming at step {at}" if at else "from the start"
   count = jax.process_count()
@@ -126,3 +125,13 @@ def _greeting(session, at: int, folder: Path) -> str:
   return (
     f"{config.model.name} ({params:,} parameters) on {config.data.name} ({sizes}, {kept}), {on}, {start}, in {folder}"
   )
+
+
+def _shape(info, data) -> str:
+  """What an example is."""
+  if info.tokenizers:
+    kinds = " and ".join(f"{each.size:,}" for each in info.tokenizers.values())
+    return f"{data.text.length} tokens of {kinds} kinds"
+  if info.series:
+    return f"{data.series.window} + {data.series.horizon} values"
+  return " x ".join(map(str, info.image_shape))

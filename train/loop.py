@@ -82,7 +82,7 @@ def prepare(config: base.Config) -> Session:
     UserError: unknown names, data not prepared, batch size not divisible by the devices.
   """
   report.wants_tensorboard(config.train.tensorboard)
-  mesh = make_mesh(config.train.devices)
+  mesh, data = make_mesh(config.train.devices), tasks.data(config)
   divisor = mesh.size * (config.train.accumulate or 1)
   if config.data.batch_size % divisor:
     near = config.data.batch_size // divisor * divisor
@@ -90,12 +90,12 @@ def prepare(config: base.Config) -> Session:
       f"config field 'data.batch_size' ({config.data.batch_size}) must be divisible by {mesh.size} devices x "
       f"train.accumulate {config.train.accumulate or 1}; nearest: {f'{near} or ' if near else ''}{near + divisor}"
     )
-  source, info = pipeline.open_split(config.data, config.data.train_split)
-  same_data(info, pipeline.open_split(config.data, config.data.eval_split)[1], "to train", "to evaluate")
+  source, info = data.open_split(config.data, config.data.train_split)
+  same_data(info, data.open_split(config.data, config.data.eval_split, info)[1], "to train", "to evaluate")
   task = tasks.build(config, info, mesh.size)  # every name is known to be right before all the data is read
   if (best := (config.train.best_metric or task.best).removeprefix("-")) not in task.measures:
     raise unknown("metric", best, task.measures, "(config field 'train.best_metric')")
-  train = pipeline.open_feed(config.data, source, info, config.seed, config.data.batch_size, mesh)
+  train = data.open_feed(config.data, source, info, config.seed, config.data.batch_size, mesh)
   return Session(config, mesh, info, task, train, open_test(config, mesh, info))
 
 
@@ -119,9 +119,10 @@ def open_test(config: base.Config, mesh: Mesh, trained: pipeline.Info) -> pipeli
   Raises:
     UserError: it has other classes or shapes than the data that was trained on.
   """
-  source, info = pipeline.open_split(config.data, config.data.eval_split)
+  data = tasks.data(config)
+  source, info = data.open_split(config.data, config.data.eval_split, trained)
   same_data(trained, info, "to train", "to evaluate")
-  return pipeline.open_feed(config.data, source, info, config.seed, eval_batch_size(config, mesh), mesh)
+  return data.open_feed(config.data, source, info, config.seed, eval_batch_size(config, mesh), mesh)
 
 
 def eval_batch_size(config: base.Config, mesh: Mesh) -> int:
@@ -253,7 +254,8 @@ def _stretch(run: _Run, state: State, at: int) -> dict:
   save_every = config.train.checkpoint_every or eval_every
   see = lambda step, bad, row: run.health.see(step, bad, row, run.saves.last)
   due = lambda at: at > 0 and (at % eval_every == 0 or at == steps)
-  spans = functools.partial(_spans, at, steps, most, (eval_every, save_every), run.health.left_out)
+  every, alike = (eval_every, save_every), run.session.train.alike
+  spans = functools.partial(_spans, at, steps, most, every, run.health.left_out, alike)
   items = run.session.train.train_items((span for span in spans() if span[1]), most)
   log = Log(run.session, run.folder, at, at in run.saves.metrics, run.quiet, see)
   try:
@@ -285,7 +287,7 @@ def _stretch(run: _Run, state: State, at: int) -> dict:
     log.close()
 
 
-def _spans(at: int, steps: int, most: int, every: tuple[int, ...], left_out):
+def _spans(at: int, steps: int, most: int, every: tuple[int, ...], left_out, alike):
   """(first step, steps) of each dispatch; a step that is left out is a span of 0.
 
   Args:
@@ -294,10 +296,11 @@ def _spans(at: int, steps: int, most: int, every: tuple[int, ...], left_out):
     most: steps of a dispatch.
     every: no dispatch goes past a multiple of one of them.
     left_out: steps counted from 1.
+    alike: see `pipeline.Feed`.
   """
   left_out = {step - 1 for step in left_out}
   while at < steps:
-    count = min([most, steps - at, *(e - at % e for e in every)])
+    count = alike(at, min([most, steps - at, *(e - at % e for e in every)]))
     count = next((i for i in range(count) if at + i in left_out), count) if left_out else count
     yield at, count
     at += max(count, 1)

@@ -43,6 +43,9 @@ def label_cross_entropy(
     (losses [...], weights [...]), both 0 where ignored.
   """
   log_probs = jax.nn.log_softmax(logits)
+  if class_weights is None and not smoothing:
+    counts = (labels >= 0) & (labels < logits.shape[-1]) & (True if ignore is None else labels != ignore)
+    return nll(log_probs, jnp.where(counts, labels, -1)), counts.astype(logits.dtype)
   each = jnp.ones(logits.shape[-1:], logits.dtype) if class_weights is None else class_weights
   each = jnp.broadcast_to(each[(None,) * labels.ndim], logits.shape)
   weights = -nll(each, labels)

@@ -27,6 +27,8 @@ class State(flax.struct.PyTreeNode):
     collections: the model's other variables, such as "batch_stats"; equal on all devices.
     opt_state: the optimizer's state.
     ema: exponential moving average of params, or None.
+    carry: what a recurrent model carries over from one window of a stream to the next, arrays [B, ...] split over the
+      devices as batches are; or None.
   """
 
   step: jax.Array
@@ -35,6 +37,7 @@ class State(flax.struct.PyTreeNode):
   collections: Any
   opt_state: Any
   ema: Any = None
+  carry: Any = None
 
   def variables(self):
     """The variables to evaluate: the averaged parameters where there are any."""
@@ -59,6 +62,9 @@ class Task(NamedTuple):
     specs: State of PartitionSpecs, how the state lies on the devices.
     serve: what `export` exports; None if nothing is served.
     table: (outputs, names) -> (header, rows, captions) for `predict`; None if the task labels nothing.
+    averaged: outputs are probabilities, of which an ensemble's are the mean.
+    carry: B -> what the state carries over before the first batch of B examples; None if nothing is. The outputs of
+      `predict_step` then have it behind the batch, as "carry".
   """
 
   init: Callable[[jax.Array], State]
@@ -73,6 +79,8 @@ class Task(NamedTuple):
   specs: State
   serve: "Serve | None" = None
   table: Callable | None = None
+  averaged: bool = False
+  carry: Callable[[int], Any] | None = None
 
 
 class Serve(NamedTuple):
@@ -84,13 +92,27 @@ class Serve(NamedTuple):
   example: Callable[[Any, int], Any]
 
 
+class Made(NamedTuple):
+  """What the forward pass of a step makes.
+
+  Attributes:
+    sums: {name: (sum, weight)}, each [] float32, over the local examples. The first entry is minimised: its sum over
+      all devices and microbatches divided by its weight over the same, so that unequal weights (masks, tokens) count
+      right.
+    collections: the model's other variables after it.
+    carry: as `State.carry`.
+  """
+
+  sums: dict
+  collections: Any
+  carry: Any = None
+
+
 def supervised(*, loss, optimizer, plan, augment, accumulate: int = 1, ema_decay: float | None = None):
   """A train step for one set of parameters and one optimizer.
 
   Args:
-    loss: (params, collections, batch, rng) -> (sums, collections); sums is {name: (sum, weight)}, each [] float32,
-      over the local examples. The first entry is minimised: its sum over all devices and microbatches divided by its
-      weight over the same, so that unequal weights (masks, tokens) count right.
+    loss: (params, collections, batch, rng) -> Made; the batch has the state's "carry" where there is one.
     optimizer: optim.Optimizer.
     plan: sharding.Plan of the parameters.
     augment: (rng, batch) -> batch, keyed by each example's index; sees the device's whole batch.
@@ -106,7 +128,9 @@ def supervised(*, loss, optimizer, plan, augment, accumulate: int = 1, ema_decay
     batch = augment(rng, batch)
     rng = jax.random.fold_in(rng, lax.axis_index(DATA))
     params = plan.gather(state.params)
-    grads, sums, collections = _gradient(loss, params, state.collections, batch, rng, accumulate)
+    if state.carry is not None:
+      batch = batch | {"carry": state.carry}
+    grads, (sums, collections, carry) = _gradient(loss, params, state.collections, batch, rng, accumulate)
     grads, sums = plan.sum(grads, sums)
     weight = jnp.maximum(next(iter(sums.values()))[1], 1e-8)
     grads = jax.tree.map(lambda g: g / weight, grads)
@@ -117,37 +141,38 @@ def supervised(*, loss, optimizer, plan, augment, accumulate: int = 1, ema_decay
       collections=lax.pmean(collections, DATA),
       opt_state=opt_state,
       ema=average(state.ema, params, ema_decay, state.step),
+      carry=carry,
     )
     return state, {name: total / jnp.maximum(w, 1e-8) for name, (total, w) in sums.items()} | info
 
   return train_step
 
 
-def _gradient(loss, params, collections, batch, rng, accumulate):
-  """Gradient of the summed loss over the local batch, its sums, and the collections after it."""
+def _gradient(loss, params, collections, batch, rng, accumulate) -> tuple[Any, Made]:
+  """Gradient of the summed loss over the local batch, and what was made of the batch."""
 
   def objective(params, collections, batch, rng):
-    sums, collections = loss(params, collections, batch, rng)
-    return next(iter(sums.values()))[0], (sums, collections)
+    made = loss(params, collections, batch, rng)
+    return next(iter(made.sums.values()))[0], made
 
   gradient = jax.grad(objective, has_aux=True)
   if accumulate == 1:
-    grads, (sums, collections) = gradient(params, collections, batch, rng)
-    return grads, sums, collections
+    return gradient(params, collections, batch, rng)
 
-  def micro(carry, each):
-    grads, sums, collections = carry
+  def micro(before, each):
+    grads, sums, collections = before
     i, part = each
-    more, (more_sums, collections) = gradient(params, collections, part, jax.random.fold_in(rng, i))
-    return (jax.tree.map(jnp.add, grads, more), jax.tree.map(jnp.add, sums, more_sums), collections), None
+    more, made = gradient(params, collections, part, jax.random.fold_in(rng, i))
+    after = (jax.tree.map(jnp.add, grads, more), jax.tree.map(jnp.add, sums, made.sums), made.collections)
+    return after, made.carry
 
   parts = jax.tree.map(lambda x: x.reshape(accumulate, x.shape[0] // accumulate, *x.shape[1:]), batch)
   first = jax.tree.map(lambda x: x[0], parts)
   zeros = jax.tree.map(jnp.zeros_like, params)
-  shapes = jax.eval_shape(lambda: gradient(params, collections, first, rng)[1][0])
+  shapes = jax.eval_shape(lambda: gradient(params, collections, first, rng)[1].sums)
   start = (zeros, jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes), collections)
-  (grads, sums, collections), _ = lax.scan(micro, start, (jnp.arange(accumulate), parts))
-  return grads, sums, collections
+  (grads, sums, collections), carries = lax.scan(micro, start, (jnp.arange(accumulate), parts))
+  return grads, Made(sums, collections, jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), carries))
 
 
 def average(ema, params, decay, step):
@@ -166,7 +191,8 @@ def specs(state: State, shards: int) -> State:
     shards: devices to cut over, 1 for a state that every device holds whole.
   """
   cut = {name: sharding.plan(getattr(state, name), shards).specs for name in ("params", "opt_state", "ema")}
-  return jax.tree.map(lambda _: P(), state.replace(params=None, opt_state=None, ema=None)).replace(**cut)
+  cut["carry"] = jax.tree.map(lambda _: P(DATA), state.carry)
+  return jax.tree.map(lambda _: P(), state.replace(**dict.fromkeys(cut))).replace(**cut)
 
 
 def pmapped(f, mesh, in_specs, out_specs, donate: bool = False):

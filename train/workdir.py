@@ -10,6 +10,7 @@ import socket
 from pathlib import Path
 
 from flaxonomy.configs import base
+from flaxonomy.data import text
 from flaxonomy.data.pipeline import Info
 from flaxonomy.errors import BusyError, Preempted, UserError, first_line, shown
 from flaxonomy.train import processes
@@ -74,12 +75,19 @@ def check(workdir: Path, config: base.Config) -> None:
 
 
 def create(workdir: Path, config: base.Config, info: Info) -> None:
-  """Writes config.json and data.json."""
+  """Writes config.json, data.json and the tokenizers, each in a file that says what it is for."""
+  known = info._asdict() | {"tokenizers": sorted(info.tokenizers)}
   try:
+    for name, tokenizer in info.tokenizers.items():
+      text.save(tokenizer, _tokenizer_file(workdir, name))
     write_text(workdir / "config.json", json.dumps(base.to_dict(config), indent=2) + "\n")
-    write_text(workdir / "data.json", json.dumps(info._asdict(), indent=2) + "\n")
+    write_text(workdir / "data.json", json.dumps(known, indent=2) + "\n")
   except OSError as error:
     raise _unwritable(workdir, error) from None
+
+
+def _tokenizer_file(workdir: Path, name: str) -> Path:
+  return workdir / f"tokenizer_{name}.json"
 
 
 def _unwritable(workdir, error) -> UserError:
@@ -189,7 +197,7 @@ def ending(workdir: Path):
 
 
 def check_data(workdir: Path, info: Info) -> None:
-  """Refuses to go on with a run on other data than it began with: other classes, shapes or number of examples.
+  """Refuses to go on with a run on other data than it began with: other classes, shapes, tokens or number of examples.
 
   Raises:
     UserError: names what differs.
@@ -197,7 +205,12 @@ def check_data(workdir: Path, info: Info) -> None:
   if not (workdir / "data.json").exists():
     return
   there = load_info(workdir)
-  for field in ("class_names", "image_shape", "size"):
+  if there.tokenizers != info.tokenizers:
+    raise UserError(
+      f"workdir {str(workdir)!r} was trained on other text: its tokens are not those of dataset {info.name!r} now; put "
+      "the data back, or type another --workdir"
+    )
+  for field in ("class_names", "image_shape", "series", "size"):
     if getattr(there, field) != getattr(info, field):
       raise UserError(
         f"workdir {str(workdir)!r} was trained on other data: {field} was {getattr(there, field)}, is now "
@@ -236,13 +249,19 @@ def load_info(workdir: Path) -> Info:
   """
   saved = _read(workdir / "data.json")
   try:
-    info = Info(saved["name"], tuple(saved["class_names"]), tuple(saved["image_shape"]), saved["size"])
-  except (KeyError, TypeError) as error:
+    shape, series = saved["image_shape"], saved.get("series")
+    shape = None if shape is None else tuple(shape)
+    series = None if series is None else {k: tuple(v) if isinstance(v, list) else v for k, v in series.items()}
+    tokenizers = dict.fromkeys(saved.get("tokenizers", ()))
+    if not set(tokenizers) <= {"text", "source", "target"}:
+      raise TypeError(f"tokenizers {shown(list(tokenizers))}")
+    info = Info(saved["name"], tuple(saved["class_names"]), shape, saved["size"], tokenizers, series)
+  except (KeyError, TypeError, AttributeError) as error:
     raise UserError(f"{str(workdir / 'data.json')!r} is damaged: {error!r}") from None
-  kinds = [type(x) for x in (info.name, *info.class_names, *info.image_shape, info.size)]
-  if len(info.image_shape) != 3 or kinds != [str] * (1 + len(info.class_names)) + [int] * 4:
+  kinds = [type(x) for x in (info.name, *info.class_names, *tokenizers, *(shape or (0, 0, 0)), info.size)]
+  if len(shape or kinds[-3:]) != 3 or kinds != [str] * (1 + len(info.class_names) + len(tokenizers)) + [int] * 4:
     raise UserError(f"{str(workdir / 'data.json')!r} is damaged: it describes no data")
-  return info
+  return info._replace(tokenizers={name: text.load(_tokenizer_file(workdir, name)) for name in tokenizers})
 
 
 def finished(workdir: Path, steps: int) -> dict | None:

@@ -56,6 +56,7 @@ class Recurrent(nn.Module):
     num_layers: L; each sees what the one below puts out.
     bidirectional: D = 2 directions; the second reads each sequence from its own last element.
     dropout: rate between layers, not behind the last.
+    init_scale: s; all parameters start from U(+-s). None: s = 1 / sqrt(H), as torch has it.
     dtype: of the matrix products; state and gates are float32.
   """
 
@@ -64,6 +65,7 @@ class Recurrent(nn.Module):
   num_layers: int = 1
   bidirectional: bool = False
   dropout: float = 0.0
+  init_scale: float | None = None
   dtype: jnp.dtype = jnp.float32
 
   @nn.compact
@@ -96,7 +98,8 @@ class Recurrent(nn.Module):
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
       outputs = []
       for direction in range(directions):
-        layer = Layer(self.cell, self.hidden_size, self.dtype, name=f"layer{i}" + "_reverse" * direction)
+        name = f"layer{i}" + "_reverse" * direction
+        layer = Layer(self.cell, self.hidden_size, self.init_scale, self.dtype, name=name)
         y = turned(x, lengths) if direction else x
         y, end = layer(y, keep, tuple(s[i * directions + direction] for s in state))
         outputs.append(turned(y, lengths) if direction else y)
@@ -115,13 +118,15 @@ class Layer(nn.Module):
 
   cell: str
   hidden_size: int
+  init_scale: float | None = None
   dtype: jnp.dtype = jnp.float32
 
   @nn.compact
   def __call__(self, x, keep, state) -> tuple[jax.Array, State]:
     """Args: x: [T, B, I]. keep: [T, B, 1] or None. state: each [B, H]. Returns: (outputs [T, B, H], last state)."""
     cell, gates, _ = CELLS[self.cell]
-    init = _torch_uniform(self.hidden_size)
+    limit = self.hidden_size**-0.5 if self.init_scale is None else self.init_scale
+    init = lambda key, shape, dtype: jax.random.uniform(key, shape, dtype, -limit, limit)
     wide = gates * self.hidden_size
     w = self.param("kernel_ih", init, (x.shape[-1], wide), jnp.float32).astype(self.dtype)
     u = self.param("kernel_hh", init, (self.hidden_size, wide), jnp.float32).astype(self.dtype)
@@ -129,12 +134,6 @@ class Layer(nn.Module):
     flat = x.reshape(-1, x.shape[-1]).astype(self.dtype)  # all steps at once; CPUs are slow with products in 3-D
     z = (flat @ w).astype(jnp.float32).reshape(*x.shape[:2], wide) + b[None, None]
     return recur(cell, z, keep, u, c, state)
-
-
-def _torch_uniform(hidden_size):
-  """As torch, for all recurrent parameters: U(+-1 / sqrt(H))."""
-  limit = hidden_size**-0.5
-  return lambda key, shape, dtype: jax.random.uniform(key, shape, dtype, -limit, limit)
 
 
 def turned(x, lengths):

@@ -179,7 +179,7 @@ def test_read_ahead_is_two(on_device):
 
 @pytest.mark.parametrize("length", [0, 1, 2, 5])
 def test_read_ahead_loses_nothing(length):
-  assert list(pipeline._ahead(iter(range(length)))) == list(range(length))
+  assert list(pipeline.ahead(iter(range(length)))) == list(range(length))
 
 
 # Evaluation.
@@ -245,7 +245,7 @@ def test_each_process_reads_its_own_rows(processes, monkeypatch):
     stream = pipeline._grain(pipeline._Positions(order, 8), lambda i: {"index": i}, 8, 0, start * 8)
     streamed.append([next(stream)["index"] for _ in range(4)])
     stream.close()
-    resident.append(pipeline._own_rows(whole))
+    resident.append(pipeline.own_rows(whole))
   np.testing.assert_array_equal(np.concatenate(streamed, -1), whole)
   np.testing.assert_array_equal(np.concatenate(resident, -1), whole)
   assert np.shape(streamed[0]) == (4, 8 // processes)

@@ -11,9 +11,10 @@ from flaxonomy.errors import UserError, unknown
 from flaxonomy.train.sharding import DATA
 from flaxonomy.train.step import Task
 
-TASKS = {
-  "classification": "flaxonomy.train.tasks.classification",
-  "gan": "flaxonomy.train.tasks.gan",
+TASKS = {  # by name: the module of train/tasks, and that of data/ which reads what it learns from
+  "classification": ("classification", "pipeline"),
+  "gan": ("gan", "pipeline"),
+  "language_model": ("language_model", "streams"),
 }
 
 
@@ -31,9 +32,25 @@ def build(config, info, devices: int) -> Task:
   Raises:
     UserError: unknown task, model, field, optimizer or schedule.
   """
+  return _module(config, "train.tasks", 0).build(config, info, devices)
+
+
+def data(config):
+  """The module that reads a task's kind of data: its `open_split` and `open_feed` are like those of data.pipeline.
+
+  Args:
+    config: configs.base.Config.
+
+  Raises:
+    UserError: unknown task.
+  """
+  return _module(config, "data", 1)
+
+
+def _module(config, package, which):
   if config.task not in TASKS:
     raise unknown("task", config.task, TASKS, "(config field 'task')")
-  return importlib.import_module(TASKS[config.task]).build(config, info, devices)
+  return importlib.import_module(f"flaxonomy.{package}.{TASKS[config.task][which]}")
 
 
 def require(config, fits: bool) -> None:

@@ -42,7 +42,8 @@ def build(config, info, devices: int) -> Task:
     entropy = objective(model, out, targets(batch, num_classes, config.train.label_smoothing), config.train.loss)
     right = (logits.argmax(-1) == batch["label"]).astype(jnp.float32)
     count = mask.sum()
-    return {"loss": ((entropy * mask).sum(), count), "accuracy": ((right * mask).sum(), count)}, collections
+    sums = {"loss": ((entropy * mask).sum(), count), "accuracy": ((right * mask).sum(), count)}
+    return step.Made(sums, collections)
 
   def classify(variables, images):
     _, probabilities = LOSSES[config.train.loss]
@@ -71,6 +72,7 @@ def build(config, info, devices: int) -> Task:
     specs=step.specs(jax.eval_shape(init, jax.random.PRNGKey(0)), shards),
     serve=Serve(classify, info.image_shape, jnp.uint8, _example(info.image_shape)),
     table=table,
+    averaged=True,
   )
 
 
