@@ -51,6 +51,7 @@ class Feed(NamedTuple):
     eval_items: () -> items with a leading axis [B], every example once, the last batch padded.
     read: indices -> batch of NumPy arrays, on the host.
     alike: (first step, count) -> how many of these steps, from the first on, have items of one shape.
+    texts: indices -> the examples as they were before they became tokens, dicts of str; of data that is read so.
   """
 
   size: int
@@ -60,6 +61,7 @@ class Feed(NamedTuple):
   eval_items: Callable[[], Iterator[dict]]
   read: Callable[[Iterable[int]], dict]
   alike: Callable[[int, int], int] = lambda first, count: count
+  texts: Callable[[Iterable[int]], list[dict]] | None = None
 
 
 class Order:

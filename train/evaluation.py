@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
@@ -29,7 +30,7 @@ def eval_function(members: list[Task], feed: pipeline.Feed, mesh: Mesh):
     states = [state.replace(carry=carry) for state, carry in zip(states, carries)]
     outputs = [task.predict_step(state, batch) for task, state in zip(members, states)]
     carries = [each.pop("carry", None) for each in outputs]
-    outputs = jax.tree.map(lambda *x: sum(x) / len(x), *outputs)
+    outputs = jax.tree.map(lambda *x: sum(x) / len(x), *outputs) if len(outputs) > 1 else outputs[0]
     return jax.lax.psum(members[0].score(outputs, batch), DATA), outputs, carries
 
   return step.pmapped(evaluate, mesh, (P(), P(DATA), P(), P(DATA)), (P(), P(DATA), P(DATA)))
@@ -42,6 +43,7 @@ class Evaluation(NamedTuple):
   sums: dict
   batch: dict
   outputs: dict
+  files: dict = {}  # by name, of a task's review
 
 
 def evaluate(
@@ -60,7 +62,7 @@ def evaluate(
     None if it was stopped.
   """
   states = [state.replace(opt_state=None, carry=None) for state in states]
-  sums, first, before, carries = [], None, None, None
+  sums, kept, first, before, carries = [], [], None, None, None
   for item in feed.eval_items():
     if stop():
       return None
@@ -69,14 +71,31 @@ def evaluate(
     part, outputs, carries = function(states, carries, feed.resident, item)
     first = (item["index"], outputs) if first is None else first
     if before is not None:  # read one behind: XLA's CPU backend deadlocks with many dispatches under way
-      sums.append(jax.device_get(before))
-    before = part
-  sums.append(jax.device_get(before))
+      sums.append(jax.device_get(before[0]))
+      kept += _kept(task, feed, *before[1:])
+    before = part, item["index"], outputs
+  sums.append(jax.device_get(before[0]))
+  kept += _kept(task, feed, *before[1:])
   total = jax.tree.map(lambda *x: np.sum(x, axis=0, dtype=np.float64), *sums)
   index, outputs = jax.tree.map(local_rows, first)
   real = np.flatnonzero(index >= 0)[:PICTURED]
   outputs = {key: x[real] for key, x in outputs.items()}
-  return Evaluation(task.metrics(total), total, feed.read(index[real].tolist()), outputs)
+  more, files = task.review.report(kept) if task.review else ({}, {})
+  return Evaluation(task.metrics(total) | more, total, feed.read(index[real].tolist()), outputs, files)
+
+
+def _kept(task, feed, index, outputs) -> list:
+  """What the task keeps of a batch's real examples, in every process that of all."""
+  if task.review is None:
+    return []
+  index, outputs = jax.tree.map(_all_rows, (index, {name: outputs[name] for name in task.review.of}))
+  real = np.flatnonzero(index >= 0)
+  return task.review.keep(feed.texts(index[real].tolist()), {name: x[real] for name, x in outputs.items()})
+
+
+def _all_rows(x: jax.Array) -> np.ndarray:
+  """An array split along its first axis, whole."""
+  return multihost_utils.process_allgather(x, tiled=True) if jax.process_count() > 1 else local_rows(x)
 
 
 def local_rows(x: jax.Array) -> np.ndarray:

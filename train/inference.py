@@ -97,7 +97,7 @@ def evaluate(paths: list[str], which: str = "latest", changes: dict | None = Non
   if len(runs) == 1 and processes.first():
     folder = first.folder / "evaluation"
     folder.mkdir(exist_ok=True)
-    report.save_figures(folder, first.task.pictures(found.batch, found.outputs, found.sums))
+    report.save_figures(folder, first.task.pictures(found.batch, found.outputs, found.sums) | found.files)
     report.write_text(folder / "result.json", json.dumps(result, indent=2) + "\n")
   return result
 

@@ -81,7 +81,8 @@ class Log:
       return
     with self._tolerant():
       self._rows.write(at, self._name, found.metrics)
-      report.save_figures(self._folder, self._session.task.pictures(found.batch, found.outputs, found.sums))
+      pictures = self._session.task.pictures(found.batch, found.outputs, found.sums)
+      report.save_figures(self._folder, pictures | found.files)
     self.saved(at)
     if self._progress:
       values = "  ".join(f"{k} {v:.4f}" for k, v in found.metrics.items())

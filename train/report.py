@@ -21,7 +21,7 @@ PLAIN = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*")  # names that cannot lead ou
 def write_text(path: Path, text: str) -> None:
   """Writes a whole file or nothing: a reader never sees half of it."""
   partial = path.with_name(path.name + ".partial")
-  with partial.open("w") as file:
+  with partial.open("w", encoding="utf-8") as file:
     file.write(text)
     file.flush()
     os.fsync(file.fileno())
@@ -182,10 +182,13 @@ def _duration(seconds: float) -> str:
 
 
 def save_figures(folder: Path, named: dict) -> None:
-  """Writes {file name: figure} as PNG files, each whole or not at all."""
+  """Writes {file name: figure or text}, figures as PNG, each whole or not at all."""
   for name, figure in named.items():
     if not PLAIN.fullmatch(name):
       raise ValueError(f"the name of a picture must be plain, not {name!r}")
+    if isinstance(figure, str):
+      write_text(folder / name, figure)
+      continue
     partial = folder / f"{name}.partial"
     figure.savefig(partial, format="png", dpi=100)
     os.replace(partial, folder / name)

@@ -65,6 +65,7 @@ class Task(NamedTuple):
     averaged: outputs are probabilities, of which an ensemble's are the mean.
     carry: B -> what the state carries over before the first batch of B examples; None if nothing is. The outputs of
       `predict_step` then have it behind the batch, as "carry".
+    review: of metrics that are no sums over examples; None: all are.
   """
 
   init: Callable[[jax.Array], State]
@@ -81,6 +82,21 @@ class Task(NamedTuple):
   table: Callable | None = None
   averaged: bool = False
   carry: Callable[[int], Any] | None = None
+  review: "Review | None" = None
+
+
+class Review(NamedTuple):
+  """What an evaluation keeps on the host of every example, each once, and what it makes of all of it.
+
+  Attributes:
+    of: names of the outputs that are read.
+    keep: (texts, outputs) -> a list, an entry for each example: texts as from `pipeline.Feed`, outputs [n, ...] NumPy.
+    report: (all entries in order) -> ({name: float}, more metrics; {file name: matplotlib figure or text}).
+  """
+
+  of: tuple[str, ...]
+  keep: Callable[[list, dict], list]
+  report: Callable[[list], tuple[dict, dict]]
 
 
 class Serve(NamedTuple):
