@@ -1,7 +1,7 @@
 """Datasets by name: random access to the encoded examples of a split, with the names of the classes.
 
 Three kinds: our own TFDS builders, prepared on first use; any TFDS dataset prepared on disk as ArrayRecord; a folder of
-images with a sub-folder for each class.
+images with a sub-folder for each class. Here are the images; corpora.py has the texts.
 """
 
 import contextlib
@@ -17,8 +17,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from absl import logging
+
 from flaxonomy.data import images
-from flaxonomy.data.datasets import BUILDERS, cache_folder
+from flaxonomy.data.datasets import BUILDERS, OF_FILES, cache_folder
 from flaxonomy.errors import DataError, UserError, first_line, shown, unknown
 
 
@@ -26,9 +28,9 @@ class Source(NamedTuple):
   """The examples of one split.
 
   Attributes:
-    records: random access; records[i] is {"image": encoded bytes or a path, "label": int}.
+    records: random access; records[i] is {"image": encoded bytes or a path, "label": int}; corpora.py has others.
     class_names: of the labels 0, 1, ...
-    shape: [H, W, C] of the stored images, None where they differ.
+    shape: [H, W, C] of the stored images, None where they differ or there are none.
     split: what was asked for.
   """
 
@@ -49,13 +51,21 @@ def open_source(config, split: str) -> Source:
     UserError: unknown dataset or split; not prepared, or prepared as TFRecord, with the line to type.
     DataError: what lies on disk cannot be opened.
   """
-  try:
+  with told(config):
     if config.name == "folder":
       return _folder(config, split)
-    import tensorflow_datasets as tfds
+    return _images(open_builder(config), split, config.name)
 
-    builder = _own(config, tfds) if config.name in BUILDERS else _prepared(config, tfds)
-    return _tfds(builder, split, config.name, tfds)
+
+@contextlib.contextmanager
+def told(config):
+  """Whatever goes wrong while a dataset is opened, as one line.
+
+  Raises:
+    DataError: what TFDS raised; a UserError stays what it is.
+  """
+  try:
+    yield
   except UserError:
     raise
   except Exception as error:  # damaged files make TFDS raise nearly anything
@@ -64,17 +74,33 @@ def open_source(config, split: str) -> Source:
     raise DataError(f"dataset {config.name!r} {where}cannot be opened: {what}") from error
 
 
+def open_builder(config):
+  """The TFDS builder of a config's dataset, whose examples lie prepared.
+
+  Raises:
+    UserError: see `open_source`.
+  """
+  import tensorflow_datasets as tfds
+
+  return _own(config, tfds) if config.name in BUILDERS else _prepared(config, tfds)
+
+
 def _own(config, tfds):
   """One of our own builders, prepared on first use."""
   module, symbol = BUILDERS[config.name].split(":")
-  folder = config.data_dir or cache_folder() / "tfds"
-  make = lambda: getattr(importlib.import_module(module), symbol)(data_dir=str(folder), file_format="array_record")
-  builder = make()
+  kind, folder, variant = getattr(importlib.import_module(module), symbol), config.data_dir, {}
+  if config.name in OF_FILES:
+    folder, variant = None, {"config": kind.variant(config)}
+  folder = folder or cache_folder() / "tfds"
+  make = lambda: kind(data_dir=str(folder), file_format="array_record", **variant)
+  with _quiet():
+    builder = make()
   if not builder.is_prepared():
     tfds.disable_progress_bar()
     try:
       Path(folder).mkdir(parents=True, exist_ok=True)
       with (
+        _quiet(),
         contextlib.redirect_stdout(io.StringIO()),
         (Path(folder) / f".{config.name}.lock").open("w") as one_at_a_time,
       ):
@@ -84,7 +110,19 @@ def _own(config, tfds):
     except OSError as error:
       where = f"{str(folder)!r} (config field 'data.data_dir')"
       raise UserError(f"cannot prepare dataset {config.name!r} in {where}: {error}") from None
-  return builder
+  # Of files, what lies prepared is enough, in other processes too, where the files need not be found again.
+  return tfds.builder_from_directory(builder.data_dir) if variant else builder
+
+
+@contextlib.contextmanager
+def _quiet():
+  """Without TFDS's warning that a builder's config is none of those it lists."""
+  level = logging.get_verbosity()
+  logging.set_verbosity(logging.ERROR)
+  try:
+    yield
+  finally:
+    logging.set_verbosity(level)
 
 
 def _prepared(config, tfds):
@@ -142,18 +180,36 @@ def _names(config, tfds) -> list[str]:
   return sorted({*BUILDERS, "folder", *local, *near})
 
 
-def _tfds(builder, split, name, tfds) -> Source:
+def _images(builder, split, name) -> Source:
+  import tensorflow_datasets as tfds
+
   features = builder.info.features
   keys = {
-    "image": _feature(builder, "image", tfds.features.Image),
-    "label": _feature(builder, "label", tfds.features.ClassLabel),
+    "image": feature(builder, "image", tfds.features.Image),
+    "label": feature(builder, "label", tfds.features.ClassLabel),
   }
   if None in keys.values():
-    have = ", ".join(f"{k} ({type(f).__name__})" for k, f in features.items())
-    raise UserError(f"dataset {name!r} has no single image with a single class label; its features are {have}")
+    raise UserError(f"dataset {name!r} has no single image with a single class label; {features_of(builder)}")
+  records = open_records(builder, split, name, {keys["image"]: tfds.decode.SkipDecoding()})
+  shape = tuple(features[keys["image"]].shape)
+  shape = None if None in shape else shape
+  return Source(_Renamed(records, keys), tuple(features[keys["label"]].names), shape, split)
+
+
+def open_records(builder, split: str, name: str, decoders=None) -> Sequence:
+  """The examples of a split, under TFDS's names.
+
+  Args:
+    builder: from `open_builder`.
+    split: a TFDS split.
+    name: of the dataset, for messages.
+    decoders: TFDS's.
+
+  Raises:
+    UserError: unknown or empty split.
+  """
   try:
-    skip = {keys["image"]: tfds.decode.SkipDecoding()}
-    records = builder.as_data_source(split, decoders=skip)
+    records = builder.as_data_source(split, decoders=decoders)
     size = builder.info.splits[split].num_examples
   except ValueError as error:
     if "split" in str(error).lower():
@@ -163,12 +219,15 @@ def _tfds(builder, split, name, tfds) -> Source:
     raise UserError(f"dataset {name!r}: {first_line(error)}") from None
   if size < 1:  # below zero for [9:5]
     raise UserError(f"split {split!r} of dataset {name!r} is empty; set data.train_split or data.eval_split")
-  shape = tuple(features[keys["image"]].shape)
-  shape = None if None in shape else shape
-  return Source(_Renamed(records, keys), tuple(features[keys["label"]].names), shape, split)
+  return records
 
 
-def _feature(builder, ours: str, kind) -> str | None:
+def features_of(builder) -> str:
+  """What a dataset has, for a message."""
+  return "its features are " + ", ".join(f"{k} ({type(f).__name__})" for k, f in builder.info.features.items())
+
+
+def feature(builder, ours: str, kind) -> str | None:
   """The feature to use: the one the dataset says it is supervised by, else the one of our name, else the only one."""
   found = [name for name, feature in builder.info.features.items() if isinstance(feature, kind)]
   supervised = builder.info.supervised_keys or ()

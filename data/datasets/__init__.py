@@ -8,7 +8,13 @@ from flaxonomy.errors import UserError
 BUILDERS = {
   "digits": "flaxonomy.data.datasets.digits:Digits",
   "xo": "flaxonomy.data.datasets.xo:Xo",
+  "python_source": "flaxonomy.data.datasets.python_source:PythonSource",
+  "dates": "flaxonomy.data.datasets.dates:Dates",
+  "text": "flaxonomy.data.datasets.text:Text",
+  "labelled": "flaxonomy.data.datasets.labelled:Labelled",
+  "pairs": "flaxonomy.data.datasets.pairs:Pairs",
 }
+OF_FILES = ("text", "labelled", "pairs")  # data.data_dir holds the user's own files; prepared in the cache alone
 
 
 def cache_folder() -> Path:
