@@ -30,12 +30,18 @@ from ml_collections import config_flags  # noqa: E402
 from flaxonomy.errors import Preempted, UserError  # noqa: E402
 from flaxonomy.train import command  # noqa: E402
 
-MODES = ("train", "eval", "predict", "export", "explain", "preview", "doctor")
-
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; default runs/NAME. Several, with commas, for eval.")
-_MODE = flags.DEFINE_enum("mode", "train", MODES, "What to do.")
+_MODE = flags.DEFINE_enum("mode", "train", list(command.MODES), "What to do.")
 _INPUTS = flags.DEFINE_list("inputs", [], "predict, explain: image files and folders.")
 _CHECKPOINT = flags.DEFINE_string("checkpoint", "latest", "eval, predict, export, explain: latest, best or a step.")
+_PROMPT = flags.DEFINE_string("prompt", "", "sample: what the text begins with.")
+_LENGTH = flags.DEFINE_integer("length", 500, "sample: tokens to write.")
+_TEMPERATURE = flags.DEFINE_float(
+  "temperature", 1.0, "sample: below 1 the likely grows likelier; 0 takes the likeliest."
+)
+_TOP_K = flags.DEFINE_integer("top_k", None, "sample: draw among so many likeliest tokens.")
+_TOP_P = flags.DEFINE_float("top_p", None, "sample: draw among the fewest likeliest tokens of this total probability.")
+_SEED = flags.DEFINE_integer("seed", 0, "sample: of what is drawn.", lower_bound=0)
 _CACHE = flags.DEFINE_bool("compilation_cache", True, "Keep compiled code in a private folder between starts.")
 _DISTRIBUTED = flags.DEFINE_bool("distributed", False, "One of several processes; by itself on TPU pods and Slurm.")
 _COORDINATOR = flags.DEFINE_string("coordinator", None, "distributed: HOST:PORT of the first process.")
@@ -83,7 +89,10 @@ def _run(given: list[str]) -> None:
   if not _DISTRIBUTED.value and peers != (None, None, None):
     raise UserError("--coordinator, --num_processes and --process_id need --distributed")
   joined = (*peers, _TIMEOUT.value) if _DISTRIBUTED.value else None
-  command.run(_MODE.value, config, folders, changes, _INPUTS.value, _CHECKPOINT.value, _CACHE.value, joined)
+  drawn = {"temperature": _TEMPERATURE.value, "top_k": _TOP_K.value, "top_p": _TOP_P.value, "seed": _SEED.value}
+  writing = {"prompt": _PROMPT.value, "length": _LENGTH.value} | drawn
+  ask = command.Ask(config, folders, changes, _INPUTS.value, _CHECKPOINT.value, writing)
+  command.run(_MODE.value, ask, _CACHE.value, joined)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import sys
 import traceback
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from absl import flags
 from ml_collections import config_flags
@@ -157,35 +157,42 @@ def resolve(flag, fields: dict, named: bool, workdir: str | None, mode: str) -> 
   return config, folders, changes
 
 
-ONE_PROCESS = ("predict", "export", "explain", "preview", "doctor")  # modes that are not for several
+ONE_PROCESS = ("predict", "sample", "export", "explain", "preview", "doctor")  # modes that are not for several
 
 
-def run(
-  mode: str,
-  config: base.Config,
-  folders: list[str],
-  changes: dict,
-  inputs: list[str],
-  checkpoint: str,
-  cache: bool,
-  joined: tuple | None = None,
-):
+class Ask(NamedTuple):
+  """What is asked for.
+
+  Attributes:
+    config: for train, preview and doctor; the other modes take the workdir's, with `changes`.
+    folders: workdirs.
+    changes: overridden config fields.
+    inputs: files and folders for predict and explain.
+    checkpoint: latest, best or a step.
+    writing: arguments of `writing.write` for sample.
+  """
+
+  config: base.Config
+  folders: list[str]
+  changes: dict
+  inputs: list[str] = []
+  checkpoint: str = "latest"
+  writing: dict = {}
+
+
+def run(mode: str, ask: Ask, cache: bool, joined: tuple | None = None):
   """Does what a command line asks for and says where the results lie.
 
   Args:
-    mode: train, eval, predict, export, explain, preview or doctor.
-    config: for train and preview; the other modes take the workdir's, with `changes`.
-    folders: workdirs.
-    changes: overridden config fields.
-    inputs: image files and folders for predict and explain.
-    checkpoint: latest, best or a step.
+    mode: a key of `MODES`.
+    ask: the rest of it.
     cache: keep compiled code between starts.
     joined: arguments of `processes.start` for one of several processes.
   """
   if joined and mode in ONE_PROCESS:
     raise UserError(f"--mode={mode} is for one process; leave out --distributed")
-  devices = config.train.cpu_devices
-  cpu.one_thread_each(min(devices, config.train.devices or devices))  # JAX reads it once
+  devices = ask.config.train.cpu_devices
+  cpu.one_thread_each(min(devices, ask.config.train.devices or devices))  # JAX reads it once
   import jax
   from absl import logging
 
@@ -196,10 +203,9 @@ def run(
   if joined:
     processes.start(*joined)
   saved = compile_cache.enable() if cache else None
-  if mode in ("eval", "predict", "export", "explain"):
-    _refuse_studies(folders)
-  modes = {"train": _train, "eval": _eval, "predict": _predict, "export": _export, "preview": _preview}
-  last = (modes | {"explain": _explain, "doctor": _doctor})[mode](config, folders, changes, inputs, checkpoint)
+  if mode in ("eval", "predict", "sample", "export", "explain"):
+    _refuse_studies(ask.folders)
+  last = MODES[mode](ask)
   if processes.first():
     if saved and saved.seconds >= 0.5:
       print(f"compilation cache: {saved.seconds:.1f} s of compilation saved", file=sys.stderr, flush=True)
@@ -247,66 +253,82 @@ def _study(config, folder):
   return f"{table}everything lies in {folder}: {', '.join(found['files'])}"
 
 
-def _train(config, folders, changes, inputs, checkpoint):
+def _train(ask):
   from flaxonomy.train import loop, workdir
 
-  if config.study.compare or config.study.picture is not None:
-    return _study(config, folders[0])
-  _refuse_studies(folders)
-  folder = workdir.absolute(folders[0])
-  done = workdir.finished(folder, config.train.steps)
+  if ask.config.study.compare or ask.config.study.picture is not None:
+    return _study(ask.config, ask.folders[0])
+  _refuse_studies(ask.folders)
+  folder = workdir.absolute(ask.folders[0])
+  done = workdir.finished(folder, ask.config.train.steps)
   if (folder / "config.json").exists() and not done:
     before = workdir.load_config(folder).train.steps
-    if before != config.train.steps and config.optim.schedule in ("cosine", "linear", "one_cycle"):
-      print(f"train.steps was {before}: the {config.optim.schedule} schedule now ends at {config.train.steps}")
-  result = loop.run(config, folder)
+    if before != ask.config.train.steps and ask.config.optim.schedule in ("cosine", "linear", "one_cycle"):
+      print(f"train.steps was {before}: the {ask.config.optim.schedule} schedule now ends at {ask.config.train.steps}")
+  result = loop.run(ask.config, folder)
   if done:
     print(f"already complete at step {result['step']}; type another --workdir for a new run, or more train.steps")
-  return f"{_metrics(result['metrics'])}; everything lies in {folders[0]} (open {folders[0]}/report.html)"
+  return f"{_metrics(result['metrics'])}; everything lies in {ask.folders[0]} (open {ask.folders[0]}/report.html)"
 
 
 def _metrics(metrics: dict) -> str:
   return ", ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in metrics.items())
 
 
-def _eval(config, folders, changes, inputs, checkpoint):
+def _eval(ask):
   from flaxonomy.train import inference
 
-  result = inference.evaluate(folders, checkpoint, changes)
-  of = folders[0] if len(folders) == 1 else f"ensemble of {len(folders)}"
+  result = inference.evaluate(ask.folders, ask.checkpoint, ask.changes)
+  of = ask.folders[0] if len(ask.folders) == 1 else f"ensemble of {len(ask.folders)}"
   return f"{_metrics(result['metrics'])}; {of}, step {', '.join(map(str, result['steps']))}"
 
 
-def _predict(config, folders, changes, inputs, checkpoint):
+def _predict(ask):
   from flaxonomy.train import inference
 
-  if not inputs:
+  if not ask.inputs:
     raise UserError("--mode=predict needs --inputs=FILE_OR_FOLDER[,...]")
-  folder = inference.predict(folders[0], inputs, checkpoint, changes)
+  folder = inference.predict(ask.folders[0], ask.inputs, ask.checkpoint, ask.changes)
   return f"labels in {folder}/predictions.csv, captioned pictures beside it"
 
 
-def _export(config, folders, changes, inputs, checkpoint):
+def _export(ask):
   from flaxonomy.train import export
 
-  return f"exported, reloaded and checked: {export.export(folders[0], checkpoint)}"
+  return f"exported, reloaded and checked: {export.export(ask.folders[0], ask.checkpoint)}"
 
 
-def _explain(config, folders, changes, inputs, checkpoint):
+def _explain(ask):
   from flaxonomy.train import explain
 
-  found = explain.explain(folders[0], inputs, checkpoint, changes)
+  found = explain.explain(ask.folders[0], ask.inputs, ask.checkpoint, ask.changes)
   wrong = "" if found["count"] is None else f"{found['count']} of {found['examples']} examples wrong, "
-  return f"{wrong}step {found['step']}; in {folders[0]}/explain: {', '.join(found['files'])}"
+  return f"{wrong}step {found['step']}; in {ask.folders[0]}/explain: {', '.join(found['files'])}"
 
 
-def _preview(config, folders, changes, inputs, checkpoint):
+def _preview(ask):
   from flaxonomy.train import inference
 
-  return f"what the model will see: {inference.preview(config, folders[0])}"
+  return f"what the model will see: {inference.preview(ask.config, ask.folders[0])}"
 
 
-def _doctor(config, folders, changes, inputs, checkpoint):
+def _doctor(ask):
   from flaxonomy.train import doctor
 
-  return doctor.examine(config, folders[0])
+  return doctor.examine(ask.config, ask.folders[0])
+
+
+def _sample(ask):
+  from flaxonomy.train import writing
+
+  pieces = writing.write(ask.folders[0], which=ask.checkpoint, changes=ask.changes, **ask.writing)
+  print(ask.writing["prompt"], end="", flush=True)
+  for piece in pieces:
+    print(piece, end="", flush=True)
+  return ""
+
+
+MODES = {
+  "train": _train, "eval": _eval, "predict": _predict, "sample": _sample, "export": _export, "explain": _explain,
+  "preview": _preview, "doctor": _doctor,
+}  # fmt: skip

@@ -157,7 +157,7 @@ def test_mistakes_are_those_of_a_brute_force_ranking(trained, monkeypatch):
   monkeypatch.setattr(
     figures, "panels", lambda *given, panels=figures.panels, **more: drawn.append(given) or panels(*given, **more)
   )
-  said = command._explain(None, [str(trained)], {}, [], "best")
+  said = command._explain(command.Ask(None, [str(trained)], {}, checkpoint="best"))
   assert sorted(p.name for p in (trained / "explain").iterdir()) == sorted(EVERY)
   assert all((trained / "explain" / name).read_bytes().startswith(b"\x89PNG") for name in explain.PICTURES)
   before = {name: (trained / "explain" / name).read_bytes() for name in EVERY}
@@ -266,7 +266,7 @@ def test_what_is_refused(tiny_gan, tmp_path):
     (lambda: explain.explain(tmp_path / "gan"), "is for classifiers, and the run in .* is of task 'gan'"),
     (lambda: explain.explain(tmp_path / "none"), "holds no run"),
     (lambda: explain.explain(tmp_path / "gan", [str(tmp_path / "no.png")]), "no such image file"),
-    (lambda: command.run("explain", None, [], {}, [], "latest", False, (None,)), "--mode=explain is for one process"),
+    (lambda: command.run("explain", command.Ask(None, [], {}), False, (None,)), "--mode=explain is for one process"),
   ):
     with pytest.raises(UserError, match=message) as raised:
       call()

@@ -62,7 +62,7 @@ def test_a_study_leaves_its_runs_and_their_comparison(small, tmp_path, monkeypat
   lines = study.table(found).splitlines()
   assert lines[0].split() == ["run", "parameters", "test", "accuracy", "test", "loss", "seconds"]
   assert lines[1].split()[:3] == ["slow", "310", f"{found['runs']['slow']['metrics']['test_accuracy']:.4f}"]
-  said = command._train(small, [str(tmp_path / "study")], {}, [], "latest")
+  said = command._train(command.Ask(small, [str(tmp_path / "study")], {}))
   assert len(calls) == 4, "nothing is left to do"
   assert "already complete" in capsys.readouterr().out
   assert lines[2] in said
@@ -81,7 +81,7 @@ def test_a_study_and_a_run_do_not_share_a_folder(small, tiny, tmp_path):
     (tmp_path / name).mkdir(parents=True)
   (tmp_path / "study/study.json").write_text("{}")
   (tmp_path / "study/one/config.json").write_text("{}")
-  for refused in (study.refuse, lambda folder: command._train(tiny(), [str(folder)], {}, [], "latest")):
+  for refused in (study.refuse, lambda folder: command._train(command.Ask(tiny(), [str(folder)], {}))):
     with pytest.raises(UserError, match=r"holds a study, not a run; its runs are --workdir=\S*study/one$"):
       refused(tmp_path / "study")
   study.refuse(tmp_path / "run")
