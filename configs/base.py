@@ -62,6 +62,7 @@ class Text:
   length: int = 128  # tokens of a language model's window; of other sequences the most, special tokens included
   streams: bool = False  # the corpus as batch_size streams, window behind window, with the state carried over
   buckets: tuple[int, ...] = ()  # sequences are padded to the least of these lengths that holds them; (): to `length`
+  shared: bool = False  # one tokenizer for both sides of pairs, as a file is in any case
   languages: tuple[str, str] = ("en", "de")  # source and target of pairs
 
 

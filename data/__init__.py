@@ -18,4 +18,14 @@ Streams of tokens (streams.py):
   tokens  [B, T + 1] int32, a window and the token behind it: each predicts the next
   fresh   [B] float32, 1 where no state is carried over from the window before
   carry   what a recurrent model carries over, arrays that begin with B
+
+Sentences (sentences.py), padded with 0 to the width of their batch:
+
+  text    [B, L] int32, "<s>" and a text
+  label   [B] int32
+
+Pairs (pairs.py), both padded likewise:
+
+  source  [B, L] int32, a text and "</s>"
+  target  [B, L] int32, "<s>", a text and "</s>"
 """
