@@ -58,8 +58,8 @@ def open_split(config, split: str, trained: Info | None = None) -> tuple[Source,
     )
     if not len(kept):
       raise UserError(f"{told}; set config field 'data.text.length' or 'data.text.buckets'")
-    columns = {key: _taken(column, kept) for key, column in columns.items()}
-  examples = Examples(columns, widths, trained is None, told=told)
+    columns, rows = {key: _taken(column, kept) for key, column in columns.items()}, [rows[i] for i in kept]
+  examples = Examples(columns, widths, trained is None, told=told, texts=rows)
   return source._replace(records=examples), Info(config.name, size=len(examples), tokenizers=tokenizers)
 
 

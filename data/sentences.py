@@ -55,6 +55,7 @@ class Examples:
     training: whether this split is trained on.
     values: what else an example has, arrays [N] by the batch's key.
     told: a warning.
+    texts: the examples as text, of pairs.
   """
 
   columns: dict[str, Ragged]
@@ -62,6 +63,7 @@ class Examples:
   training: bool
   values: dict[str, np.ndarray] = field(default_factory=dict)
   told: str = ""
+  texts: list[dict] = field(default_factory=list)
 
   @functools.cached_property
   def lengths(self) -> np.ndarray:
@@ -255,9 +257,9 @@ def open_feed(config, source: Source, info: Info, seed: int, batch_size: int, me
     index = np.array(list(indices), int)
     return examples.batch(index, examples.widths[examples.buckets[index].max(initial=0)])
 
-  return Feed(
-    len(examples), {}, lambda resident, item: item, train_items, lambda: pipeline.ahead(eval_items()), read, order.alike
-  )
+  texts = lambda indices: [examples.texts[i] for i in indices]
+  whole = lambda resident, item: item
+  return Feed(len(examples), {}, whole, train_items, lambda: pipeline.ahead(eval_items()), read, order.alike, texts)
 
 
 def _check(examples, batch_size, order):
