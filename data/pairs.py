@@ -1,8 +1,9 @@
 """Pairs of sentences on their way to the devices, such as a text and its translation; batches as in sentences.py.
 
-A source ends in "</s>"; a target stands between "<s>" and "</s>". The bucket of a pair is that of its longer sequence,
-and both are padded to it: by each of the two there would be as many shapes as pairs of buckets, each to be compiled,
-and the two lengths go together.
+A source ends in "</s>"; a target stands between "<s>" and "</s>". The bucket of a pair is that of its longer sequence:
+by each of the two there would be as many shapes as pairs of buckets, each to be compiled, and the two lengths go
+together. In a bucket both sides are padded to the longest that it or a narrower one holds, dates of ten figures not to
+the width of dates in words.
 """
 
 import functools

@@ -78,9 +78,15 @@ class Examples:
   def __len__(self):
     return len(self.lengths)
 
+  def width(self, key: str, most: int) -> int:
+    """Of a column in batches of the bucket `most`: of pairs, no more than it needs there or in narrower buckets."""
+    if len(self.columns) == 1:
+      return most
+    return int(self.columns[key].lengths[self.lengths <= most].max(initial=1))
+
   def batch(self, index: np.ndarray, width: int) -> dict:
     """The batch of an index [B], -1 for padding."""
-    found = {key: column.padded(index, width) for key, column in self.columns.items()}
+    found = {key: column.padded(index, self.width(key, width)) for key, column in self.columns.items()}
     found |= {key: np.where(index < 0, 0, value[index]).astype(value.dtype) for key, value in self.values.items()}
     return found | {"index": index.astype(np.int32), "mask": (index >= 0).astype(np.float32)}
 

@@ -1,4 +1,6 @@
-"""Figures of text: tokens coloured by a number, and numbers by place."""
+"""Figures of text: tokens coloured by a number, texts beside each other, words by words, and numbers by place."""
+
+import textwrap
 
 import numpy as np
 from matplotlib import colormaps
@@ -72,4 +74,49 @@ def by_place(loss) -> Figure:
   axis.set_xlabel("tokens of the window before it")
   axis.set_ylabel("nats a token")
   axis.grid(alpha=0.3)
+  return figure
+
+
+def beside(rows: list[list[tuple[str, str]]]) -> Figure:
+  """Texts one below the other: of each row (name, text), long ones broken into lines."""
+  lines = []
+  for row in rows:
+    indent = " " * (max(len(name) for name, _ in row) + 2)
+    for name, text in row:
+      first, *more = textwrap.wrap(_shown(text), WIDTH - len(indent)) or [""]
+      lines += [name.ljust(len(indent)) + first, *(indent + line for line in more)]
+    lines.append("")
+  figure = Figure(figsize=(10, 0.19 * len(lines) + 0.2))
+  figure.text(0.01, 0.99, "\n".join(lines), fontsize=8, va="top", family="monospace", linespacing=1.4)
+  return figure
+
+
+def maps(rows: list[tuple[list[str], list[str], np.ndarray]]) -> Figure:
+  """Words by words: rows of (M words across, N words down, [N, M] from 0 to 1), the darker the more."""
+  columns = min(2, len(rows))
+  grid = -(-len(rows) // columns)
+  most = max(max(weights.shape) for *_, weights in rows)
+  side = float(np.clip(0.22 * most + 1.2, 3.5, 9))
+  figure = Figure(figsize=(columns * side, grid * side), layout="constrained")
+  axes = figure.subplots(grid, columns, squeeze=False).reshape(-1)
+  for axis, (across, down, weights) in zip(axes, rows):
+    axis.imshow(weights, cmap="Greys", vmin=0, vmax=1, aspect="auto")
+    axis.set_xticks(range(len(across)), map(_shown, across), rotation=90, fontsize=7)
+    axis.set_yticks(range(len(down)), map(_shown, down), fontsize=7)
+    axis.xaxis.tick_top()
+  for axis in axes[len(rows) :]:
+    axis.set_axis_off()
+  return figure
+
+
+def by_length(rows: list[tuple[int, int, int, float]], heading: str) -> Figure:
+  """BLEU by length: rows (fewest words, most words, sentences, BLEU), the number of sentences above each bar."""
+  figure = Figure(figsize=(7, 3.5), layout="constrained")
+  axis = figure.subplots()
+  bars = axis.bar(range(len(rows)), [value for *_, value in rows], color="#2171b5")
+  axis.bar_label(bars, [str(count) for _, _, count, _ in rows], fontsize=7)
+  axis.set_xticks(range(len(rows)), [f"{least} to {most}" for least, most, *_ in rows], fontsize=8)
+  axis.set_xlabel("words of the source; above, how many sentences")
+  axis.set_ylabel("BLEU")
+  axis.set_title(heading, fontsize=8)
   return figure
