@@ -86,7 +86,7 @@ def beside(rows: list[list[tuple[str, str]]]) -> Figure:
       first, *more = textwrap.wrap(_shown(text), WIDTH - len(indent)) or [""]
       lines += [name.ljust(len(indent)) + first, *(indent + line for line in more)]
     lines.append("")
-  figure = Figure(figsize=(10, 0.19 * len(lines) + 0.2))
+  figure = Figure(figsize=(10, 0.157 * len(lines) + 0.2))
   figure.text(0.01, 0.99, "\n".join(lines), fontsize=8, va="top", family="monospace", linespacing=1.4)
   return figure
 
