@@ -32,7 +32,7 @@ from flaxonomy.train import command  # noqa: E402
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; default runs/NAME. Several, with commas, for eval.")
 _MODE = flags.DEFINE_enum("mode", "train", list(command.MODES), "What to do.")
-_INPUTS = flags.DEFINE_list("inputs", [], "predict, explain: image files and folders.")
+_INPUTS = flags.DEFINE_list("inputs", [], "predict, explain: image files and folders; of text, files of a line each.")
 _CHECKPOINT = flags.DEFINE_string("checkpoint", "latest", "eval, predict, export, explain: latest, best or a step.")
 _PROMPT = flags.DEFINE_string("prompt", "", "sample: what the text begins with.")
 _LENGTH = flags.DEFINE_integer("length", 500, "sample: tokens to write.")

@@ -12,6 +12,7 @@ step. An evaluation scores every example once, bucket by bucket, that of the fir
 import functools
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -20,7 +21,7 @@ from jax.sharding import PartitionSpec as P
 from flaxonomy.data import corpora, pipeline, text
 from flaxonomy.data.pipeline import Feed, Info
 from flaxonomy.data.sources import Source
-from flaxonomy.errors import UserError, shown, warn
+from flaxonomy.errors import UserError, first_line, shown, warn
 
 SPECIALS = ("<pad>", "<s>", "</s>", "<unk>")  # the first ones of every vocabulary that is made here
 PAD = 0
@@ -112,11 +113,29 @@ def open_split(config, split: str, trained: Info | None = None) -> tuple[Source,
   tokenizer = tokenizer_of(config.text, texts) if trained is None else trained.tokenizers["text"]
   column, cut = encoded(tokenizer, texts, most[-1])
   labels = np.array([row["label"] for row in rows], np.int32)
-  told = f"{cut} of {len(rows)} examples of split {split!r} are cut to {most[-1]} tokens" if cut else ""
+  told = f"{cut} of {len(rows)} texts of split {split!r} are cut to {most[-1]} tokens" if cut else ""
   examples = Examples({"text": column}, most, trained is None, {"label": labels}, told)
   return source._replace(records=examples), Info(
     config.name, source.class_names, size=len(examples), tokenizers={"text": tokenizer}
   )
+
+
+def lines(inputs: list[str]) -> list[str]:
+  """The lines of text files, without those that are blank.
+
+  Raises:
+    UserError: no such file, no text, or none at all.
+  """
+  found = []
+  for path in inputs:
+    try:
+      found += Path(path).read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+      raise UserError(f"cannot read {str(path)!r} as text: {first_line(error)}") from None
+  found = [line for line in found if line.strip()]
+  if not found:
+    raise UserError(f"no line of text in {', '.join(map(repr, inputs))}")
+  return found
 
 
 def widths(config) -> tuple[int, ...]:

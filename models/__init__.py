@@ -53,6 +53,8 @@ MODELS = {
   "transformer": "sequence.transformer:Transformer",
   "transformer_big": "sequence.transformer:TransformerBig",
   "marian": "sequence.transformer:Marian",
+  "bilstm_classifier": "sequence.text_classifier:BiLSTMClassifier",
+  "transformer_classifier": "sequence.text_classifier:TransformerClassifier",
   "dcgan": "generative.dcgan:DCGAN",
 }
 

@@ -289,7 +289,8 @@ def _predict(ask):
   if not ask.inputs:
     raise UserError("--mode=predict needs --inputs=FILE_OR_FOLDER[,...]")
   folder = inference.predict(ask.folders[0], ask.inputs, ask.checkpoint, ask.changes)
-  return f"labels in {folder}/predictions.csv, captioned pictures beside it"
+  pictures = ", captioned pictures beside it" if any(folder.glob("*.png")) else ""
+  return f"labels in {folder}/predictions.csv{pictures}"
 
 
 def _export(ask):

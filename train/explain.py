@@ -52,7 +52,10 @@ def explain(path: str | Path, inputs: list[str] = (), which: str = "latest", cha
   files = images.find(inputs)
   folder = workdir.absolute(path)
   if (task := workdir.load_config(folder).task) != "classification":
-    raise UserError(f"--mode=explain is for classifiers, and the run in {str(folder)!r} is of task {task!r}")
+    raise UserError(
+      f"--mode=explain is for classifiers of images, and the run in {str(folder)!r} is of task {task!r}; see "
+      "--mode=eval for its pictures"
+    )
   mesh = loop.make_mesh()
   run = inference.load(folder, mesh, which, changes)
   try:

@@ -1,4 +1,4 @@
-"""What is done with trained runs: evaluate (one or an ensemble), predict on image files, preview the augmentation.
+"""What is done with trained runs: evaluate (one or an ensemble), predict on files, preview the augmentation.
 
 All start from workdirs alone and read data, never Python, from them.
 """
@@ -13,7 +13,7 @@ import numpy as np
 from jax.sharding import PartitionSpec as P
 
 from flaxonomy.configs import base
-from flaxonomy.data import images, pipeline, views
+from flaxonomy.data import pipeline, views
 from flaxonomy.errors import UserError
 from flaxonomy.train import checkpoint, evaluation, figures, loop, processes, report, step, tasks, workdir
 from flaxonomy.train.sharding import DATA
@@ -103,45 +103,44 @@ def evaluate(paths: list[str], which: str = "latest", changes: dict | None = Non
 
 
 def predict(path: str, inputs: list[str], which: str = "latest", changes: dict | None = None) -> Path:
-  """Labels image files with a trained run.
+  """Labels what is given with a trained run: image files, or the lines of text files.
 
   Args:
     path: workdir.
-    inputs: image files and folders.
+    inputs: files, and folders of images.
     which: checkpoint, as in `load`.
     changes: as in `load`.
 
   Returns:
-    The folder made for it, `predictions` in the workdir (or `predictions_2`, ...): predictions.csv and a captioned
-    picture of each image.
+    The folder made for it, `predictions` in the workdir (or `predictions_2`, ...): predictions.csv and of images a
+    captioned picture each.
 
   Raises:
-    UserError: no images, an unreadable one, or a task that labels nothing.
+    UserError: nothing there, an unreadable file, or a task that labels nothing.
   """
   mesh = loop.make_mesh()
   run = load(path, mesh, which, changes)
   if run.task.table is None:
     raise UserError(f"task {run.config.task!r} does not label images; see --mode=eval for its pictures")
-  files = images.find(inputs)
-  height, width, channels = run.info.image_shape
-  size = loop.eval_batch_size(run.config, mesh)
+  given, size = run.task.given(inputs), loop.eval_batch_size(run.config, mesh)
   function = step.pmapped(run.task.predict_step, mesh, (P(), P(DATA)), P(DATA))
   state = run.state.replace(opt_state=None)
   rows, captions = [], []
-  for begin in range(0, len(files), size):
-    part = files[begin : begin + size]
-    pixels = np.stack([images.decode(file, channels, (height, width), run.config.data.fit) for file in part])
-    padded = np.pad(pixels, ((0, size - len(part)), *[(0, 0)] * 3))
-    outputs = function(state, {"image": padded, "index": np.arange(size, dtype=np.int32)})
-    header, more, said = run.task.table(
-      {k: np.asarray(v)[: len(part)] for k, v in outputs.items()}, run.info.class_names
-    )
+  for begin in range(0, len(given.names), size):
+    end = min(begin + size, len(given.names))
+    batch = {
+      key: np.pad(x, ((0, size - len(x)), *[(0, 0)] * (x.ndim - 1))) for key, x in given.batch(begin, end).items()
+    }
+    outputs = function(state, batch | {"index": np.arange(size, dtype=np.int32)})
+    outputs = {key: np.asarray(x)[: end - begin] for key, x in outputs.items()}
+    header, more, said = run.task.table(outputs, run.info.class_names)
     rows, captions = rows + more, captions + said
   folder = _new_folder(run.folder / "predictions")
   with (folder / "predictions.csv").open("w", newline="") as file:
-    csv.writer(file).writerows([["file", *header], *([str(f), *row] for f, row in zip(files, rows))])
-  for i, (file, caption) in enumerate(zip(files, captions)):
-    figures.captioned(images.decode(file), caption).save(folder / f"{i:05d}_{file.stem}.png")
+    csv.writer(file).writerows([[given.kind, *header], *([name, *row] for name, row in zip(given.names, rows))])
+  for i, caption in enumerate(captions if given.draw else ()):
+    name, picture = given.draw(i, caption)
+    picture.save(folder / name)
   return folder
 
 
@@ -170,6 +169,10 @@ def preview(config: base.Config, path: str | Path) -> Path:
     The picture's path.
   """
   folder = workdir.absolute(path)
+  if tasks.data(config) is not pipeline:
+    raise UserError(
+      f"--mode=preview shows images, and task {config.task!r} reads none; see --mode=eval for its pictures"
+    )
   workdir.check(folder, config)
   session = loop.prepare(config)
   mesh, shown, draws = session.mesh, min(8, session.train.size), 7

@@ -62,6 +62,7 @@ class Task(NamedTuple):
     specs: State of PartitionSpecs, how the state lies on the devices.
     serve: what `export` exports; None if nothing is served.
     table: (outputs, names) -> (header, rows, captions) for `predict`; None if the task labels nothing.
+    given: what a user named -> Given, for `predict`; there where `table` is.
     averaged: outputs are probabilities, of which an ensemble's are the mean.
     carry: B -> what the state carries over before the first batch of B examples; None if nothing is. The outputs of
       `predict_step` then have it behind the batch, as "carry".
@@ -80,6 +81,7 @@ class Task(NamedTuple):
   specs: State
   serve: "Serve | None" = None
   table: Callable | None = None
+  given: "Callable[[list[str]], Given] | None" = None
   averaged: bool = False
   carry: Callable[[int], Any] | None = None
   review: "Review | None" = None
@@ -106,6 +108,22 @@ class Serve(NamedTuple):
   shape: tuple[int, ...]
   dtype: Any
   example: Callable[[Any, int], Any]
+
+
+class Given(NamedTuple):
+  """What a user gives to `predict`.
+
+  Attributes:
+    kind: what the names are, the head of their column.
+    names: one for each item.
+    batch: (first, end) -> batch of these items, NumPy arrays [end - first, ...].
+    draw: (item, caption) -> (file name, PIL image), or None where there is no picture of one.
+  """
+
+  kind: str
+  names: list[str]
+  batch: Callable[[int, int], dict]
+  draw: Callable[[int, str], tuple[str, Any]] | None = None
 
 
 class Made(NamedTuple):

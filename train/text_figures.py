@@ -10,13 +10,13 @@ WIDTH = 100  # characters in a line
 
 
 def coloured(rows: list[list[tuple[str, float]]], heading: str, titles=None, most: float | None = None) -> Figure:
-  """Rows of tokens on a ground that is the darker, the larger their number.
+  """Rows of tokens on a ground that is the darker, the larger their number; orange, and below 0 blue.
 
   Args:
-    rows: of (token, number from 0 up).
+    rows: of (token, number).
     heading: printed above, before the scale.
     titles: of the rows, printed above each; None: none.
-    most: the number with the darkest ground; None: the 99th percentile.
+    most: the number, either way, with the darkest ground; None: the 99th percentile.
   """
   values = np.array([value for row in rows for _, value in row] or [1.0])
   most = most or max(float(np.percentile(values, 99)), 1e-6)
@@ -30,7 +30,7 @@ def coloured(rows: list[list[tuple[str, float]]], heading: str, titles=None, mos
       token = _shown(token)
       if column + len(token) > WIDTH and column:
         line, column = line + 1, 0
-      cells.append((column, line, token[:WIDTH], min(max(value / most, 0), 1)))
+      cells.append((column, line, token[:WIDTH], float(np.clip(value / most, -1, 1))))
       column += len(token)
     line += 2
   return _drawn(cells, line, f"{heading}: white 0, darkest {most:.2g} and above")
@@ -47,14 +47,14 @@ def _drawn(cells, lines, heading) -> Figure:
   axis.set_axis_off()
   axis.set_xlim(0, WIDTH)
   axis.set_ylim(lines, 0)
-  cmap = colormaps["Oranges"]
   for column, line, token, share in cells:
     style = {"fontsize": 8, "va": "center", "family": "monospace"}
     if share is None:
       axis.text(column, line + 0.5, token, weight="bold", **style)
       continue
     width = len(token.replace("\\$", "$"))
-    axis.add_patch(_ground(column, line, width, cmap(0.85 * share)))
+    cmap = colormaps["Blues" if share < 0 else "Oranges"]
+    axis.add_patch(_ground(column, line, width, cmap(0.85 * abs(share))))
     axis.text(column + width / 2, line + 0.5, token, ha="center", **style)
   figure.suptitle(heading, fontsize=10, y=1 - 0.1 / figure.get_figheight())
   return figure

@@ -17,7 +17,9 @@ from flaxonomy import models
 from flaxonomy.models.vision import googlenet, inception, resnet, vgg
 
 RNG = jax.random.PRNGKey(0)
-CLASSIFIERS = [name for name in models.MODELS if "num_classes" in models.lookup(name)[1]]
+CLASSIFIERS = [  # of images
+  name for name in models.MODELS if "num_classes" in (fields := models.lookup(name)[1]) and "vocab_size" not in fields
+]
 COUNTS = {  # at 1000 classes where the paper's are ImageNet's, else 10
   "mlp": 119_910, "simple_convnet": 433_890, "xo_net": 86, "deep_convnet": 123_552,
   "alexnet": 61_100_840, "alexnet_original": 60_965_224,

@@ -263,7 +263,7 @@ def test_what_is_refused(tiny_gan, tmp_path):
   (tmp_path / "gan").mkdir()
   (tmp_path / "gan/config.json").write_text(json.dumps(base.to_dict(tiny_gan())))
   for call, message in (
-    (lambda: explain.explain(tmp_path / "gan"), "is for classifiers, and the run in .* is of task 'gan'"),
+    (lambda: explain.explain(tmp_path / "gan"), "is for classifiers of images, and the run in .* is of task 'gan'"),
     (lambda: explain.explain(tmp_path / "none"), "holds no run"),
     (lambda: explain.explain(tmp_path / "gan", [str(tmp_path / "no.png")]), "no such image file"),
     (lambda: command.run("explain", command.Ask(None, [], {}), False, (None,)), "--mode=explain is for one process"),

@@ -16,6 +16,7 @@ TASKS = {  # by name: the module of train/tasks, and that of data/ which reads w
   "gan": ("gan", "pipeline"),
   "language_model": ("language_model", "streams"),
   "translation": ("translation", "pairs"),
+  "text_classification": ("text_classification", "sentences"),
 }
 
 

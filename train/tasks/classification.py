@@ -9,10 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from flaxonomy.data import augment, views
+from flaxonomy.data import augment, images, views
 from flaxonomy.train import figures, losses, optim, sharding, step, tasks
 from flaxonomy.train.sharding import DATA
-from flaxonomy.train.step import Serve, State, Task
+from flaxonomy.train.step import Given, Serve, State, Task
 
 
 def build(config, info, devices: int) -> Task:
@@ -72,6 +72,7 @@ def build(config, info, devices: int) -> Task:
     specs=step.specs(jax.eval_shape(init, jax.random.PRNGKey(0)), shards),
     serve=Serve(classify, info.image_shape, jnp.uint8, _example(info.image_shape)),
     table=table,
+    given=lambda inputs: given(inputs, info.image_shape, config.data.fit),
     averaged=True,
   )
 
@@ -172,3 +173,23 @@ def table(outputs: dict, names) -> tuple[list[str], list[list], list[str]]:
   rows = [[names[b], f"{p[b]:.4f}", *(f"{v:.4f}" for v in p)] for b, p in zip(best, probs)]
   captions = [f"{names[b]} {p[b]:.0%}" for b, p in zip(best, probs)]
   return ["label", "probability", *names], rows, captions
+
+
+def given(inputs: list[str], shape: tuple[int, int, int], fit: str) -> Given:
+  """Image files for `predict`.
+
+  Args:
+    inputs: files and folders.
+    shape: [H, W, C] to which they are decoded.
+    fit: how, see `images.decode`.
+  """
+  files = images.find(inputs)
+  *size, channels = shape
+
+  def batch(first, end):
+    return {"image": np.stack([images.decode(file, channels, tuple(size), fit) for file in files[first:end]])}
+
+  def draw(i, caption):
+    return f"{i:05d}_{files[i].stem}.png", figures.captioned(images.decode(files[i]), caption)
+
+  return Given("file", [str(file) for file in files], batch, draw)

@@ -1,0 +1,25 @@
+"""Sentiment of whole film reviews with a bidirectional LSTM, pooled by its largest values, on IMDB (Maas et al. 2011).
+
+    python launch.py --config=configs/imdb_bilstm.py --config.data.data_dir=imdb
+
+The folder holds train.jsonl and test.jsonl, or these as .gz: a review a line, with "text" and "label". Reviews are cut
+to 400 tokens. Expected: 86 to 89% accuracy with all 25,000 reviews.
+"""
+
+from flaxonomy.configs.base import Config, Data, Model, Optim, Text, Train
+
+
+def get_config() -> Config:
+  """The experiment."""
+  return Config(
+    task="text_classification",
+    model=Model("bilstm_classifier", {"embedding_size": 128, "hidden_size": 64, "pool": "max", "dropout": 0.5}),
+    data=Data(
+      name="labelled",
+      batch_size=32,
+      eval_batch_size=100,
+      text=Text("wordpunct", vocab_size=20000, lowercase=True, buckets=(100, 150, 200, 300, 400)),
+    ),
+    optim=Optim("adam", lr=1e-3, clip_norm=1.0, schedule="linear"),
+    train=Train(steps=4000, eval_every=500),
+  )
