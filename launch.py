@@ -4,6 +4,7 @@ python launch.py                                              train the default,
 python launch.py --config=configs/mnist.py --config.optim.lr=3e-4 --workdir=runs/x
 python launch.py --mode=eval --workdir=runs/x                 also several, as an ensemble: --workdir=runs/a,runs/b
 python launch.py --mode=predict --workdir=runs/x --inputs=photos/
+python launch.py --mode=chat --workdir=runs/x                 type a line, read the answer, of a run that translates
 python launch.py --mode=export --workdir=runs/x
 python launch.py --mode=explain --workdir=runs/x              what it has learnt, where it looks, where it errs
 python launch.py --mode=preview --config=configs/mnist_augmented.py

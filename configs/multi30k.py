@@ -6,7 +6,7 @@
   bahdanau     Bahdanau, Cho, Bengio 2014: GRUs, looked at before each step through a hidden layer
   transformer  Vaswani et al. 2017, of two layers, norms first
 
-For CPUs: 256 units, 4,000 pieces of words for both languages, 4 epochs. DIR holds train.en, train.de and so on, as
+For CPUs: 256 units, 4,000 pieces of words for both languages, 3 epochs. DIR holds train.en, train.de and so on, as
 github.com/multi30k/dataset has them under task1/raw. Validated on "val"; afterwards
 
   python launch.py --config=configs/multi30k.py:dot --config.data.data_dir=DIR --workdir=runs/multi30k_dot
@@ -40,6 +40,6 @@ def get_config(name: str = "dot") -> Config:
     model=model,
     data=Data("pairs", eval_split="val", batch_size=64, eval_batch_size=256, text=text),
     optim=adam,
-    train=Train(steps=4 * EPOCH, eval_every=EPOCH, label_smoothing=0.1),
+    train=Train(steps=3 * EPOCH, eval_every=EPOCH, label_smoothing=0.1),
     decode=Decode(max_extra=20),
   )

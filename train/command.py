@@ -157,7 +157,7 @@ def resolve(flag, fields: dict, named: bool, workdir: str | None, mode: str) -> 
   return config, folders, changes
 
 
-ONE_PROCESS = ("predict", "sample", "export", "explain", "preview", "doctor")  # modes that are not for several
+ONE_PROCESS = ("predict", "sample", "chat", "export", "explain", "preview", "doctor")  # modes that are not for several
 
 
 class Ask(NamedTuple):
@@ -203,13 +203,14 @@ def run(mode: str, ask: Ask, cache: bool, joined: tuple | None = None):
   if joined:
     processes.start(*joined)
   saved = compile_cache.enable() if cache else None
-  if mode in ("eval", "predict", "sample", "export", "explain"):
+  if mode in ("eval", "predict", "sample", "chat", "export", "explain"):
     _refuse_studies(ask.folders)
   last = MODES[mode](ask)
   if processes.first():
     if saved and saved.seconds >= 0.5:
       print(f"compilation cache: {saved.seconds:.1f} s of compilation saved", file=sys.stderr, flush=True)
-    print(last)
+    if last is not None:
+      print(last)
 
 
 def _hush(logging) -> None:
@@ -329,7 +330,13 @@ def _sample(ask):
   return ""
 
 
+def _chat(ask):
+  from flaxonomy.train import chat
+
+  chat.talk(*chat.start(ask.folders[0], ask.checkpoint, ask.changes), sys.stdin, sys.stdout)
+
+
 MODES = {
-  "train": _train, "eval": _eval, "predict": _predict, "sample": _sample, "export": _export, "explain": _explain,
-  "preview": _preview, "doctor": _doctor,
+  "train": _train, "eval": _eval, "predict": _predict, "sample": _sample, "chat": _chat, "export": _export,
+  "explain": _explain, "preview": _preview, "doctor": _doctor,
 }  # fmt: skip

@@ -122,19 +122,8 @@ def predict(path: str, inputs: list[str], which: str = "latest", changes: dict |
   run = load(path, mesh, which, changes)
   if run.task.table is None:
     raise UserError(f"task {run.config.task!r} does not label images; see --mode=eval for its pictures")
-  given, size = run.task.given(inputs), loop.eval_batch_size(run.config, mesh)
-  function = step.pmapped(run.task.predict_step, mesh, (P(), P(DATA)), P(DATA))
-  state = run.state.replace(opt_state=None)
-  rows, captions = [], []
-  for begin in range(0, len(given.names), size):
-    end = min(begin + size, len(given.names))
-    batch = {
-      key: np.pad(x, ((0, size - len(x)), *[(0, 0)] * (x.ndim - 1))) for key, x in given.batch(begin, end).items()
-    }
-    outputs = function(state, batch | {"index": np.arange(size, dtype=np.int32)})
-    outputs = {key: np.asarray(x)[: end - begin] for key, x in outputs.items()}
-    header, more, said = run.task.table(outputs, run.info.class_names)
-    rows, captions = rows + more, captions + said
+  given = run.task.given(inputs)
+  header, rows, captions = labeller(run, mesh, loop.eval_batch_size(run.config, mesh))(given)
   folder = _new_folder(run.folder / "predictions")
   with (folder / "predictions.csv").open("w", newline="") as file:
     csv.writer(file).writerows([[given.kind, *header], *([name, *row] for name, row in zip(given.names, rows))])
@@ -142,6 +131,33 @@ def predict(path: str, inputs: list[str], which: str = "latest", changes: dict |
     name, picture = given.draw(i, caption)
     picture.save(folder / name)
   return folder
+
+
+def labeller(run: Trained, mesh, size: int):
+  """A compiled function: Given -> (header, rows, captions), an entry for each item; see `Task.table`.
+
+  Args:
+    run: of a task with a table.
+    mesh: the devices.
+    size: items of a batch, divisible by them.
+  """
+  function = step.pmapped(run.task.predict_step, mesh, (P(), P(DATA)), P(DATA))
+  state = run.state.replace(opt_state=None)
+
+  def label(given):
+    header, rows, captions = [], [], []
+    for begin in range(0, len(given.names), size):
+      end = min(begin + size, len(given.names))
+      batch = {
+        key: np.pad(x, ((0, size - len(x)), *[(0, 0)] * (x.ndim - 1))) for key, x in given.batch(begin, end).items()
+      }
+      outputs = function(state, batch | {"index": np.arange(size, dtype=np.int32)})
+      outputs = {key: np.asarray(x)[: end - begin] for key, x in outputs.items()}
+      header, more, said = run.task.table(outputs, run.info.class_names)
+      rows, captions = rows + more, captions + said
+    return header, rows, captions
+
+  return label
 
 
 def _new_folder(path: Path) -> Path:

@@ -63,6 +63,7 @@ class Task(NamedTuple):
     serve: what `export` exports; None if nothing is served.
     table: (outputs, names) -> (header, rows, captions) for `predict`; None if the task labels nothing.
     given: what a user named -> Given, for `predict`; there where `table` is.
+    read: lines of text -> Given, for chat; None if no answer is a text. The first column of `table` is the answer.
     averaged: outputs are probabilities, of which an ensemble's are the mean.
     carry: B -> what the state carries over before the first batch of B examples; None if nothing is. The outputs of
       `predict_step` then have it behind the batch, as "carry".
@@ -82,6 +83,7 @@ class Task(NamedTuple):
   serve: "Serve | None" = None
   table: Callable | None = None
   given: "Callable[[list[str]], Given] | None" = None
+  read: "Callable[[list[str]], Given] | None" = None
   averaged: bool = False
   carry: Callable[[int], Any] | None = None
   review: "Review | None" = None

@@ -130,7 +130,7 @@ def narrowed(logits: jax.Array, temperature: float = 1.0, top_k: int | None = No
     shares = jax.nn.softmax(kept, -1)
     before = jnp.cumsum(shares, -1) - shares
     kept = jnp.where(before < top_p, kept, -jnp.inf)
-  return jnp.full_like(logits, -jnp.inf).at[jnp.arange(len(logits))[:, None], order].set(kept)
+  return jnp.full_like(logits, -jnp.inf).at[jnp.arange(logits.shape[0])[:, None], order].set(kept)
 
 
 def _write(step, cache, begin, rules, choose):
@@ -150,7 +150,7 @@ def _write(step, cache, begin, rules, choose):
     return position + 1, tokens, ended | _is_end(new, rules), cache
 
   first = jnp.asarray(begin.shape[1], jnp.int32)
-  return lax.while_loop(going, write, (first, tokens, jnp.zeros(len(begin), bool), cache))[1]
+  return lax.while_loop(going, write, (first, tokens, jnp.zeros(begin.shape[0], bool), cache))[1]
 
 
 def take_rows(cache, rows: jax.Array):
@@ -263,7 +263,7 @@ def _begin(step, cache, begin, rules):
   steps = begin.shape[1]
   if not 1 <= steps < rules.max_length:
     raise UserError(f"decoding begins with 1 token at least and ends behind them: {steps} of {rules.max_length} given")
-  tokens = jnp.full((len(begin), rules.max_length), rules.pad_id, jnp.int32).at[:, :steps].set(begin)
+  tokens = jnp.full((begin.shape[0], rules.max_length), rules.pad_id, jnp.int32).at[:, :steps].set(begin)
   if steps > 1:
     _, cache = step(tokens[:, : steps - 1], cache)
   return tokens, cache

@@ -150,7 +150,7 @@ class Seq2Seq(nn.Module):
     keys = _flat(self.key, values) if hasattr(self, "key") else values
     state = {"cell": self._first(last)}
     if self.input_feeding:
-      state["fed"] = jnp.zeros((len(source), self.hidden_size))
+      state["fed"] = jnp.zeros((source.shape[0], self.hidden_size))
     return {"values": values, "keys": keys, "mask": mask}, state
 
   def decode(self, target, state, memory, *, train: bool):

@@ -195,7 +195,7 @@ class Transformer(nn.Module):
     mask = self._mask(source, source_mask)
     memory = self.encode(source, mask, train=False)["memory"]
     size = self.hidden_size // self.num_heads
-    cache = attention.empty_cache(len(source), length, self.num_heads, size, self.num_layers, self.dtype)
+    cache = attention.empty_cache(source.shape[0], length, self.num_heads, size, self.num_layers, self.dtype)
     return cache._replace(memory=tuple(layer.remember(memory) for layer in self.decoder), memory_mask=mask)
 
   def _check(self, length, what):

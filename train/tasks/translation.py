@@ -11,11 +11,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from flaxonomy.data import sentences
 from flaxonomy.data.sentences import PAD
 from flaxonomy.errors import UserError
 from flaxonomy.models.sequence import attention, decoding
 from flaxonomy.train import bleu, losses, optim, sharding, step, tasks, text_figures
-from flaxonomy.train.step import Review, Serve, State, Task
+from flaxonomy.train.step import Given, Review, Serve, State, Task
 
 SHOWN = 4  # sentences with a map of their attention
 TOLD = 12  # sentences beside their translations
@@ -58,9 +59,9 @@ def build(config, info, devices: int) -> Task:
 
   def predict_step(state, batch):
     variables = state.variables()
-    tokens = writer(variables, batch["source"])
-    outputs = {"tokens": tokens} | _looks(model, variables, batch["source"], tokens)
+    outputs = {"tokens": writer(variables, batch["source"])}
     if "target" in batch:
+      outputs |= _looks(model, variables, batch["source"], outputs["tokens"])
       given, wanted = batch["target"][:, :-1], batch["target"][:, 1:]
       logits = model.apply(variables, batch["source"], given, train=False)["logits"]
       outputs["nll"], _ = losses.label_cross_entropy(logits, wanted, ignore=PAD)
@@ -71,6 +72,7 @@ def build(config, info, devices: int) -> Task:
     length = config.data.text.length
     return jax.random.randint(rng, (b, length), PAD + 1, info.tokenizers["source"].size)
 
+  read = functools.partial(_given, info.tokenizers["source"], config.data.text.length)
   return Task(
     init=init,
     train_step=step.supervised(
@@ -90,6 +92,9 @@ def build(config, info, devices: int) -> Task:
     augment=lambda rng, batch: batch,
     specs=step.specs(jax.eval_shape(init, jax.random.PRNGKey(0)), shards),
     serve=Serve(lambda v, x: {"tokens": writer(v, x)}, (config.data.text.length,), jnp.int32, example),
+    table=functools.partial(table, tokenizer),
+    given=lambda inputs: read(sentences.lines(inputs)),
+    read=read,
     review=Review(
       ("tokens",), functools.partial(_keep, tokenizer), functools.partial(report, config.decode.bleu, config.data.text)
     ),
@@ -259,3 +264,19 @@ def pictures(tokenizers: dict, batch: dict, outputs: dict) -> dict:
       pieces = [source.piece(int(i)) for i in across], [target.piece(int(i)) for i in down]
       maps.append((*pieces, weights[: len(down), : len(across)]))
   return found | ({"attention.png": text_figures.maps(maps[:SHOWN])} if maps else {})
+
+
+def table(tokenizer, outputs: dict, names) -> tuple[list[str], list[list], list[str]]:
+  """Rows for `predict` and chat: what was written; see `Task.table`."""
+  return ["written"], [[tokenizer.decode(row)] for row in outputs["tokens"]], []
+
+
+def _given(tokenizer, length: int, lines: list[str]) -> Given:
+  """Sources for `predict` and chat, padded to a multiple of `length`, so that there are few shapes."""
+
+  def batch(first, end):
+    rows, _ = sentences.encoded(tokenizer, lines[first:end], None, "", "</s>")
+    width = -(-int(rows.lengths.max()) // length) * length
+    return {"source": rows.padded(np.arange(end - first), width)}
+
+  return Given("text", lines, batch)
