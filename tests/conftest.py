@@ -16,7 +16,7 @@ from PIL import Image
 jax.config.update("jax_num_cpu_devices", 4)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
-from flaxonomy.configs.base import Config, Data, Model, Optim, Text, Train, override, to_dict  # noqa: E402
+from flaxonomy.configs.base import Config, Data, Decode, Model, Optim, Text, Train, override, to_dict  # noqa: E402
 from flaxonomy.train import compile_cache  # noqa: E402
 
 compile_cache.enable()
@@ -106,8 +106,29 @@ def tiny_lm(novel):
   return make
 
 
+@pytest.fixture
+def tiny_translation():
+  """A function: overrides -> the config of a small translator of dates, with dropout and two buckets."""
+
+  def make(**changes) -> Config:
+    config = Config(
+      task="translation",
+      model=Model("seq2seq", {"embedding_size": 8, "hidden_size": 8, "attention": "general", "dropout": 0.2}),
+      data=Data(
+        "dates", train_split="train[:128]", eval_split="test[:21]", batch_size=16, eval_batch_size=8,
+        text=Text("chars", buckets=(20, 56)),
+      ),
+      optim=Optim("adam", lr=1e-2),
+      train=Train(steps=12, eval_every=6, log_every=1, devices=2, cpu_devices=4, tensorboard=False),
+      decode=Decode(max_ratio=0.0, max_extra=12),
+    )  # fmt: skip
+    return override(config, {key.replace("__", "."): value for key, value in changes.items()})
+
+  return make
+
+
 KINDS = {"classification": "tiny", "gan": "tiny_gan", "language_model": "tiny_lm"}  # fixtures of tasks that differ
-TASKS = KINDS | {}  # of all tasks
+TASKS = KINDS | {"translation": "tiny_translation"}  # of all tasks
 
 
 @pytest.fixture(params=KINDS)

@@ -50,9 +50,7 @@ def build(config, info, devices: int) -> Task:
   def loss(params, collections, batch, rng):
     given, wanted = batch["target"][:, :-1], batch["target"][:, 1:]
     stages = model.apply({"params": params}, batch["source"], given, train=True, rngs={"dropout": rng})
-    entropy, weights = losses.label_cross_entropy(
-      stages["logits"], wanted, config.train.label_smoothing, ignore=PAD
-    )
+    entropy, weights = losses.label_cross_entropy(stages["logits"], wanted, config.train.label_smoothing, ignore=PAD)
     right = (stages["logits"].argmax(-1) == wanted) * weights
     count = weights.sum()
     return step.Made({"loss": (entropy.sum(), count), "accuracy": (right.sum(), count)}, collections)
