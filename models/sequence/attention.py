@@ -37,15 +37,15 @@ class Cache(NamedTuple):
     layers: of each layer, or one with a leading axis of layers under `scan`; S = L slots.
     mask: [B, L] bool, slots that hold a token, no padding.
     index: [] int32, the next slot.
-    memory: of each layer, of the encoder's output; none without an encoder. For fewer rows than the rest when several
-      hypotheses of each source are being written.
+    memory: of each layer, or stacked alike, of the encoder's output; none without an encoder. Of fewer rows than the
+      rest while several hypotheses of each source are written.
     memory_mask: [B, S] bool or None; its rows are the memory's.
   """
 
   layers: tuple[KeyValue, ...] | KeyValue
   mask: jax.Array
   index: jax.Array
-  memory: tuple[KeyValue, ...] = ()
+  memory: tuple[KeyValue, ...] | KeyValue = ()
   memory_mask: jax.Array | None = None
 
 

@@ -12,10 +12,11 @@ and to torch with the C library's memory in huge pages, which `launch.py` sets f
   write16   the same with batch 16
   gpt2      greedy decoding of 64 tokens, GPT-2 of 124 million parameters, batch 1
 
-Ours is the compiled step of a run on two devices, and `decoding.greedy` in a process of two threads. Torch's is written
-for these cores: two threads, eager, fused optimizers, gradients set to None, queries, keys and values in one product,
-`scaled_dot_product_attention`; the LSTM batch first and time first, decoding also on one thread; of all variants the
-fastest counts. Workers take turns and are pinned to the same two cores, see interleave.py.
+Ours is the compiled step of a run on two devices, and `decoding.greedy` mapped over these, for a batch of 1 on one
+device of two threads. Torch's is written for these cores: two threads, eager, fused optimizers, gradients set to None,
+queries, keys and values in one product, `scaled_dot_product_attention`; the LSTM batch first and time first, decoding
+also on one thread; of all variants the fastest counts. Workers take turns and are pinned to the same two cores, see
+interleave.py.
 """
 
 import argparse
@@ -115,7 +116,7 @@ def text(batch: int, length: int) -> np.ndarray:
 def ours(case: str, cut: str | None = None) -> None:
   """Worker: our compiled step or decoding, in a process set up as `launch.py` does."""
   cpu.huge_pages()
-  devices = CORES if case in TRAINED else 1
+  devices = CORES if CASES[case][2] > 1 else 1
   cpu.one_thread_each(devices)
   import jax
 
@@ -129,18 +130,40 @@ def ours(case: str, cut: str | None = None) -> None:
 
 def training(model, batch: int, length: int, cut: int | None):
   """A function that makes a step of a run on all devices."""
+  from flaxonomy.train import loop
+
+  state, function = prepared(model, batch, length, cut, loop.make_mesh(), 1, lambda resident, item: item)
+  item = {"tokens": text(batch, length)[None]}
+
+  def run():
+    nonlocal state
+    state, metrics = function(state, {}, item, np.int32(1))
+    float(metrics["loss"][0])
+
+  return run
+
+
+def prepared(model, batch: int, length: int, cut: int | None, mesh, most: int, fetch):
+  """(the first state, a run's compiled function of up to `most` steps).
+
+  Args:
+    model: GPT or RecurrentLM.
+    batch, length: B and T; a batch is {"tokens": [B, T + 1]}.
+    cut: microbatches; None: a run's own.
+    mesh: of the devices.
+    most: steps of a dispatch.
+    fetch: as in `pipeline.Feed`.
+  """
   import jax
   import jax.numpy as jnp
 
   from flaxonomy.configs.base import Config, Data, Optim, Train
   from flaxonomy.train import loop, losses, optim, sharding, step, tasks
 
-  lstm = hasattr(model, "cell")
-  settings = Optim("adam", lr=1e-3, clip_norm=5.0) if lstm else Optim("adamw", lr=1e-3, weight_decay=0.1)
+  adam = Optim("adam", lr=1e-3, clip_norm=5.0)
+  settings = adam if hasattr(model, "cell") else Optim("adamw", lr=1e-3, weight_decay=0.1)
   config = Config(data=Data(batch_size=batch), optim=settings, train=Train(steps=10**6, accumulate=cut))
-  mesh = loop.make_mesh()
-  shown = jnp.zeros((1, length), jnp.int32)
-  variables = lambda rng: model.init(rng, shown, train=False)["params"]
+  variables = lambda rng: model.init(rng, jnp.zeros((1, length), jnp.int32), train=False)["params"]
   params = jax.eval_shape(variables, jax.random.PRNGKey(0))
   optimizer = optim.create(settings, config.train.steps, params)
 
@@ -158,42 +181,33 @@ def training(model, batch: int, length: int, cut: int | None):
     loss=loss, optimizer=optimizer, plan=sharding.plan(params, 1), augment=lambda rng, batch: batch,
     accumulate=tasks.microbatches(config, mesh.size, params, {}),
   )  # fmt: skip
-  task = SimpleNamespace(
-    train_step=train_step, init=init, specs=step.specs(jax.eval_shape(init, jnp.zeros(2, jnp.uint32)), 1)
-  )
-  session = SimpleNamespace(
-    task=task, config=config, mesh=mesh, train=SimpleNamespace(fetch=lambda resident, item: item)
-  )
-  state, function = loop.initial_state(session), loop.train_function(session, 1)
-  item = {"tokens": text(batch, length)[None]}
-
-  def run():
-    nonlocal state
-    state, metrics = function(state, {}, item, np.int32(1))
-    float(metrics["loss"][0])
-
-  return run
+  specs = step.specs(jax.eval_shape(init, jax.random.PRNGKey(0)), 1)
+  task = SimpleNamespace(train_step=train_step, init=init, specs=specs)
+  session = loop.Session(config, mesh, None, task, SimpleNamespace(fetch=fetch), None)
+  return loop.initial_state(session), loop.train_function(session, most)
 
 
 def writing(model, batch: int, length: int, cut: None):
-  """A function that writes `length` tokens behind the first."""
+  """A function that writes `length` tokens behind the first, each device its rows."""
   import jax
-  import jax.numpy as jnp
+  from jax.sharding import PartitionSpec as P
 
   from flaxonomy.models.sequence import decoding
+  from flaxonomy.train import loop, step
+  from flaxonomy.train.sharding import DATA
 
   begin = text(batch, 0)
   params = jax.jit(lambda: model.init(jax.random.PRNGKey(0), begin, train=False)["params"])()
 
-  @jax.jit
   def write(params, begin):
-    def step(tokens, cache):
+    def read(tokens, cache):
       stages = model.apply({"params": params}, tokens, cache, train=False)
       return stages["logits"][:, -1], stages["cache"]
 
-    return decoding.greedy(step, model.start(batch, length), begin, decoding.Rules(length + 1))
+    return decoding.greedy(read, model.start(len(begin), length), begin, decoding.Rules(length + 1))
 
-  return lambda: np.asarray(write(params, jnp.asarray(begin)))
+  mapped = step.pmapped(write, loop.make_mesh(), (P(), P(DATA)), P(DATA))
+  return lambda: np.asarray(mapped(params, begin))
 
 
 def theirs(case: str, kind: str) -> None:
