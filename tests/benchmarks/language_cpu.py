@@ -1,6 +1,6 @@
 """Language models on two CPU cores: training and cached greedy decoding, ours against PyTorch's.
 
-  python tests/benchmarks/language_cpu.py [--rounds=8] [--only=lstm,gpt]
+  python tests/benchmarks/language_cpu.py [--rounds=8] [--only=lstm,gpt] [--cores=1]
 
 Printed for each case, in one run: tokens/s and the ratios ours / torch (above 1: ours is faster), to torch as it comes
 and to torch with the C library's memory in huge pages, which `launch.py` sets for us and hardly anyone for torch.
@@ -17,6 +17,9 @@ device of two threads. Torch's is written for these cores: two threads, eager, f
 queries, keys and values in one product, `scaled_dot_product_attention`; the LSTM batch first and time first, decoding
 also on one thread; of all variants the fastest counts. Workers take turns and are pinned to the same two cores, see
 interleave.py.
+
+With --cores=1 all have one core, one device, one thread, and what is read is processor time: for machines that others
+use too, on which torch's threads wait for one another.
 """
 
 import argparse
@@ -32,6 +35,7 @@ from interleave import Worker, rounds
 from flaxonomy.train import cpu
 
 CORES = 2
+CLOCKS = {1: time.process_time, 2: time.perf_counter}
 LETTERS, GPT2 = 66, {"vocab_size": 50257, "num_layers": 12, "hidden_size": 768, "num_heads": 12}
 SMALL = {"vocab_size": LETTERS, "num_layers": 4, "hidden_size": 128, "num_heads": 4}
 CASES = {  # (our model, its fields, batch, tokens of a sequence)
@@ -49,19 +53,22 @@ VARIANTS = {"lstm": ("batch_first", "time_first"), "gpt": ("eager",), "gpt64": (
 
 def main() -> None:
   """Measures and prints; with --worker, answers one that does."""
+  global CORES
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument("--rounds", type=int, default=8, help="turns of every variant (default: 8)")
   parser.add_argument("--seconds", type=float, default=1.0, help="of a turn, about (default: 1)")
   parser.add_argument("--only", default=",".join(CASES), help="cases, with commas")
+  parser.add_argument("--cores", type=int, default=CORES, choices=CLOCKS, help="see above (default: 2)")
   parser.add_argument("--microbatches", default="", help="of ours in training, with commas; default: a run's own")
   parser.add_argument("--worker", nargs="+", help=argparse.SUPPRESS)
   given = parser.parse_args()
+  CORES = given.cores
   if given.worker:
     {"ours": ours, "torch": theirs}[given.worker[0]](*given.worker[1:])
     return
   if hasattr(os, "sched_setaffinity"):
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:CORES])
-  print(f"{CORES} cores, float32, {given.rounds} rounds of {given.seconds} s; tokens/s, medians (best)")
+  print(f"cores: {CORES}, float32, {given.rounds} rounds of {given.seconds} s; tokens/s, medians (best)")
   for case in given.only.split(","):
     measure(case, given)
 
@@ -69,11 +76,11 @@ def main() -> None:
 def measure(case: str, given: argparse.Namespace) -> None:
   """A few lines for a case."""
   cuts = given.microbatches.split(",") if case in TRAINED else [""]
-  torches = VARIANTS.get(case, ("1", "2"))
+  torches = VARIANTS.get(case, ("1", "2")[:CORES])
   with contextlib.ExitStack() as stack:
 
     def start(*words, **env):
-      command = [sys.executable, __file__, "--worker", *words]
+      command = [sys.executable, __file__, f"--cores={CORES}", "--worker", *words]
       return stack.enter_context(Worker(command, env)), str(given.seconds)
 
     variants = {("ours", cut): start("ours", case, *filter(None, [cut])) for cut in cuts}
@@ -96,16 +103,17 @@ def measure(case: str, given: argparse.Namespace) -> None:
 
 def answer(run) -> None:
   """Says ready, and answers every number of seconds with those that one run took; `run()` waits for its end."""
+  clock = CLOCKS[CORES]
   run()
   print("ready", flush=True)
   for line in sys.stdin:
-    began = time.perf_counter()
+    began = clock()
     run()
-    count = max(1, round(float(line) / (time.perf_counter() - began)))
-    began = time.perf_counter()
+    count = max(1, round(float(line) / (clock() - began)))
+    began = clock()
     for _ in range(count):
       run()
-    print((time.perf_counter() - began) / count, flush=True)
+    print((clock() - began) / count, flush=True)
 
 
 def text(batch: int, length: int) -> np.ndarray:
