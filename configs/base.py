@@ -164,9 +164,7 @@ class Decode:
   """How a model that answers writes; for the task "translation". Evaluation, chat, predict and export write so."""
 
   beams: int = 1  # 1: the likeliest token each time
-  penalty: str = (
-    "gnmt"  # what beams' log probabilities are divided by: "gnmt", Wu et al. 2016, or "power" of the length
-  )
+  penalty: str = "gnmt"  # what beams' log probabilities are divided by: "gnmt", Wu et al. 2016, or "power" of length
   length_penalty: float = 0.6  # its exponent
   max_ratio: float = 1.0  # tokens written at most: so many for each of the source's, padding included,
   max_extra: int = 50  # and these: Vaswani et al. 2017, section 6.1

@@ -1,8 +1,8 @@
 """Translation: an encoder reads the source, a decoder writes the target; cross-entropy in nats a token.
 
 In training each token is predicted from the true ones before it. Padding counts nowhere: losses are sums over tokens,
-divided by the tokens of all devices. An evaluation also writes, greedily or with a beam (`decode`), and compares what it
-wrote with the texts themselves: by exact matches, and by BLEU of the whole split as sacreBLEU has it.
+divided by the tokens of all devices. An evaluation also writes, greedily or with a beam (`decode`), and compares what
+it wrote with the texts themselves: by exact matches, and by BLEU of the whole split as sacreBLEU has it.
 """
 
 import functools
@@ -183,7 +183,10 @@ def _looks(model, variables, source, tokens) -> dict:
   given = variables, source[:few], tokens[:few, :-1]
   if hasattr(model, "start"):
     _, sown = model.apply(*given, train=False, mutable=["intermediates"])
-    weights = sown["intermediates"][f"decoder_{model.num_layers - 1}"]["cross_attn"]["weights"][0].mean(1)
+    layers = sown["intermediates"]
+    layer = layers["decoder"] if model.scan else layers[f"decoder_{model.num_layers - 1}"]
+    weights = layer["cross_attn"]["weights"][0]
+    weights = (weights[-1] if model.scan else weights).mean(1)
   else:
     weights = model.apply(*given, train=False).get("attention")
   if weights is None:
