@@ -22,7 +22,7 @@ RESUMABLE = {
   "train.best_metric", "train.tensorboard", "train.devices", "train.cpu_devices",
   "train.steps_per_dispatch", "data.data_dir", "data.workers", "data.on_device", "data.on_device_limit",
   "data.eval_batch_size", "data.on_error", "data.error_limit", "train.on_nan", "train.nan_limit", "decode.beams",
-  "decode.penalty", "decode.length_penalty", "decode.max_ratio", "decode.max_extra", "decode.bleu",
+  "decode.penalty", "decode.length_penalty", "decode.max_ratio", "decode.max_extra",
 }  # fmt: skip
 _NO_RUN = {  # may lie in a folder without making it a run: a preview, and what a start leaves that was killed
   "preview.png", ".lock", "status.json", "config.json.partial", "status.json.partial",
