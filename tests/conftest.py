@@ -1,5 +1,6 @@
 """Four CPU devices, the compilation cache, and small configs for all tests. Runs before anything touches JAX."""
 
+import functools
 import hashlib
 import json
 import os
@@ -75,6 +76,37 @@ def tiny_gan():
 
 
 @pytest.fixture(scope="session")
+def novel(tmp_path_factory) -> Path:
+  """A folder of three splits of made-up prose: words drawn from twelve, so that there is something to learn."""
+  folder, rng = tmp_path_factory.mktemp("novel"), np.random.default_rng(0)
+  words = ["the", "a", "old", "new", "king", "queen", "sees", "hears", "sings", "and", "then", "never"]
+  for split, lines in (("train", 200), ("validation", 30), ("test", 30)):
+    text = "".join(" ".join(rng.choice(words, 8)) + "\n" for _ in range(lines))
+    (folder / f"{split}.txt").write_text(text)
+  return folder
+
+
+@pytest.fixture
+def tiny_lm(novel):
+  """A function: overrides -> a recurrent language model's config of a few seconds, on streams, with dropout."""
+
+  def make(**changes) -> Config:
+    config = Config(
+      task="language_model",
+      model=Model("gru_lm", {"hidden_size": 8, "num_layers": 2, "dropout": 0.2}),
+      data=Data(
+        "text", data_dir=str(novel), batch_size=8, eval_batch_size=4, eval_split="validation",
+        text=Text("chars", length=16, streams=True),
+      ),
+      optim=Optim("adam", lr=1e-2, clip_norm=1.0),
+      train=Train(steps=12, eval_every=6, log_every=1, devices=2, cpu_devices=4, tensorboard=False),
+    )  # fmt: skip
+    return override(config, {key.replace("__", "."): value for key, value in changes.items()})
+
+  return make
+
+
+@pytest.fixture(scope="session")
 def reviews(tmp_path_factory) -> Path:
   """A folder of made-up sentences, of which one word in three tells the label."""
   folder, rng = tmp_path_factory.mktemp("reviews"), np.random.default_rng(0)
@@ -108,16 +140,25 @@ def tiny_text(reviews):
   return make
 
 
-TASKS = {
-  "classification": lambda tiny, tiny_gan, **changes: tiny(model__fields__dropout=0.5, **changes),
-  "gan": lambda tiny, tiny_gan, **changes: tiny_gan(**changes),
-}
+KINDS = {"classification": "tiny", "gan": "tiny_gan", "language_model": "tiny_lm"}  # fixtures of tasks that differ
+TASKS = KINDS | {"text_classification": "tiny_text"}  # of all tasks
+
+
+@pytest.fixture(params=KINDS)
+def any_task(request):
+  """A function as `tiny`, for each kind of state and step in turn: what is promised of a run is promised of all."""
+  return _maker(request)
 
 
 @pytest.fixture(params=TASKS)
-def any_task(request, tiny, tiny_gan):
-  """A function as `tiny`, for each task in turn: what is promised of a run is promised of all."""
-  return lambda **changes: TASKS[request.param](tiny, tiny_gan, **changes)
+def every_task(request):
+  """The same for every task, for the promises that its own code could break."""
+  return _maker(request)
+
+
+def _maker(request):
+  make = request.getfixturevalue(TASKS[request.param])
+  return functools.partial(make, model__fields__dropout=0.5) if request.param == "classification" else make
 
 
 @pytest.fixture

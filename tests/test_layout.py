@@ -66,13 +66,18 @@ def test_who_knows_whom(root):
 RUNS_CODE = {  # modules that load code or write where an archive says
   "pickle", "cloudpickle", "dill", "marshal", "shelve", "joblib", "torch", "yaml", "tarfile", "zipfile", "msgpack",
 }  # fmt: skip
+READS_ARCHIVES = {"data/datasets/files.py": {"zipfile"}}  # in memory
 
 
 def test_nothing_that_is_read_can_run_code(root):
   """No loader of pickles, archives or code in the package: what a workdir or a file holds stays data."""
   for _, path in sources(root):
-    names = {name.split(".")[0] for name in imports(path)}
+    names = {name.split(".")[0] for name in imports(path)} - READS_ARCHIVES.get(
+      path.relative_to(root).as_posix(), set()
+    )
     assert not names & RUNS_CODE, f"{path} imports {names & RUNS_CODE}"
+    called = {node.attr for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Attribute)}
+    assert not called & {"extract", "extractall", "unpack_archive"}, path
     for node in ast.walk(ast.parse(path.read_text())):
       if isinstance(node, ast.Call):
         called = ast.unparse(node.func)
@@ -160,10 +165,14 @@ def test_configs_are_complete_and_build(name):
 
 def builds(config):
   """A task's state takes shape."""
-  from flaxonomy.data import views
+  from flaxonomy.data import text, views
   from flaxonomy.data.pipeline import Info
   from flaxonomy.train import tasks
 
+  if config.task == "language_model":
+    task = tasks.build(config, Info(config.data.name, size=100, tokenizers={"text": text.train("chars", ["ab\n"])}), 2)
+    jax.eval_shape(task.init, jax.random.PRNGKey(0))
+    return
   shape = SHAPES[config.data.name]
   shape = (*(config.data.image_size or shape[:2]), config.data.channels or shape[2])
   classes = {"imagenet2012": 1000, "xo": 2}.get(config.data.name, 10)

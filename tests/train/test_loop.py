@@ -16,26 +16,37 @@ from flaxonomy.configs import base
 from flaxonomy.errors import UserError
 from flaxonomy.train import checkpoint, evaluation, inference, loop, report
 
+PICTURES = {
+  "classification": {"confusion.png", "predictions.png"}, "gan": {"samples.png"},
+  "language_model": {"surprise.png", "places.png"},
+}  # fmt: skip
+TOKENIZERS = {"language_model": {"tokenizer_text.json"}}
 
-def test_a_run_leaves_everything(any_task, tmp_path):
-  config = any_task()
+
+def test_a_run_leaves_everything(every_task, tmp_path):
+  config = every_task()
+  split = evaluation.split_name(config)
   result = loop.run(config, tmp_path / "run", quiet=True)
   names = {p.name for p in (tmp_path / "run").iterdir()}
-  pictures = {"classification": {"confusion.png", "predictions.png"}, "gan": {"samples.png"}}[config.task]
-  assert (
-    names
-    == {".lock", "checkpoints", "config.json", "curves.png", "data.json", "metrics.jsonl", "report.html", "result.json"}
-    | {"status.json"}
-    | pictures
-  )
+  pictures = PICTURES[config.task]
+  assert names == {
+    ".lock",
+    "checkpoints",
+    "config.json",
+    "curves.png",
+    "data.json",
+    "metrics.jsonl",
+    "report.html",
+    "result.json",
+  } | {"status.json"} | pictures | TOKENIZERS.get(config.task, set())
   saved = json.loads((tmp_path / "run/result.json").read_text())
   assert saved == result
   assert set(saved) == {"metrics", "step", "seconds", "config"}
   assert saved["step"] == 12
-  assert all(name.startswith("test_") for name in saved["metrics"])
+  assert all(name.startswith(f"{split}_") for name in saved["metrics"])
   trained = [row["step"] for row in report.read_metrics(tmp_path / "run") if row["split"] == "train"]
   assert trained == list(range(1, 13))
-  evaluations = [row["step"] for row in report.read_metrics(tmp_path / "run") if row["split"] == "test"]
+  evaluations = [row["step"] for row in report.read_metrics(tmp_path / "run") if row["split"] == split]
   assert evaluations == [6, 12]
   page = (tmp_path / "run/report.html").read_text()
   assert page.count("data:image/png;base64,") == len(pictures) + 1
@@ -44,13 +55,14 @@ def test_a_run_leaves_everything(any_task, tmp_path):
 
 
 @pytest.mark.parametrize("most", [1, 4])
-def test_stopping_anywhere_and_resuming_changes_no_bit(most, any_task, assert_same_run, tmp_path):
+def test_stopping_anywhere_and_resuming_changes_no_bit(most, every_task, assert_same_run, tmp_path):
   """Twelve steps at once against a run stopped at step 5, which is no multiple of anything, and resumed."""
-  config = any_task(train__steps_per_dispatch=most, train__ema_decay=0.9)
+  config = every_task(train__steps_per_dispatch=most, train__ema_decay=0.9)
   loop.run(config, tmp_path / "whole", quiet=True)
   loop.run(base.override(config, {"train.steps": 5}), tmp_path / "parts", quiet=True)
   loop.run(config, tmp_path / "parts", quiet=True)
-  kept = [row for row in report.read_metrics(tmp_path / "parts") if (row["step"], row["split"]) != (5, "test")]
+  left_out = (5, evaluation.split_name(config))
+  kept = [row for row in report.read_metrics(tmp_path / "parts") if (row["step"], row["split"]) != left_out]
   report.write_text(tmp_path / "parts/metrics.jsonl", "".join(json.dumps(row) + "\n" for row in kept))
   assert_same_run(tmp_path / "parts", tmp_path / "whole")
 

@@ -37,9 +37,9 @@ def test_metrics(tiny_text, reviews):
   apply = jax.jit(lambda tokens: model.apply({"params": params}, tokens, train=False))
   loss, right, confusion = [], [], np.zeros((2, 2))
   alone = {}
-  for i, (label, words) in enumerate(rows_of(reviews, "dev")):
+  for label, words in rows_of(reviews, "dev"):
     ids = [1, *(session.info.tokenizers["text"].id(word) or 3 for word in words)]
-    alone[i] = stages = apply(np.array([ids]))
+    alone[tuple(ids)] = stages = apply(np.array([ids]))
     probs = softmax(np.float64(stages["logits"][0]))
     loss.append(-np.log(probs[names.index(label)]))
     right.append(probs.argmax() == names.index(label))
@@ -49,8 +49,8 @@ def test_metrics(tiny_text, reviews):
   np.testing.assert_allclose(found.metrics["accuracy"], np.mean(right), rtol=1e-6)
   np.testing.assert_array_equal(found.sums["confusion"], confusion)
   assert 0 < np.mean(right) < 1
-  for row, i in enumerate(found.batch["index"]):
-    look = alone[int(i)]["attention"][0]
+  for row, ids in enumerate(found.batch["text"]):
+    look = alone[tuple(ids[ids > 0].tolist())]["attention"][0]
     np.testing.assert_allclose(found.outputs["attention"][row, : len(look)], look, rtol=1e-4)
   assert np.abs(found.outputs["saliency"]).max(1).min() > 0
 
