@@ -25,7 +25,7 @@ def open_split(config, split: str, trained: Info | None = None) -> tuple[Source,
   """Reads a split and encodes it.
 
   Pairs that are too long are left out of training, for half a sentence is no translation of a whole one. In evaluation
-  none is: the widest bucket grows to hold the longest.
+  none is: they have a bucket of their own.
 
   Args:
     config: configs.base.Data.
@@ -50,7 +50,7 @@ def open_split(config, split: str, trained: Info | None = None) -> tuple[Source,
   longest = functools.reduce(np.maximum, (column.lengths for column in columns.values()))
   told = ""
   if trained is not None:
-    widths = (*widths[:-1], max(widths[-1], int(longest.max())))
+    widths = tuple(sorted({*widths, max(widths[-1], int(longest.max()))}))
   elif (longest > widths[-1]).any():
     kept = np.flatnonzero(longest <= widths[-1])
     told = (

@@ -127,8 +127,42 @@ def tiny_translation():
   return make
 
 
+@pytest.fixture(scope="session")
+def reviews(tmp_path_factory) -> Path:
+  """A folder of made-up sentences, of which one word in three tells the label."""
+  folder, rng = tmp_path_factory.mktemp("reviews"), np.random.default_rng(0)
+  words = {"bad": ["dull", "poor", "weak"], "good": ["bright", "rich", "fine"]}
+  for split, count in (("train", 120), ("dev", 21)):
+    rows = ["label\tsentence"]
+    for label in rng.choice(list(words), count):
+      own = [["a", "the", "film", "plot", "scene", "is"], words[label]]
+      rows.append(f"{label}\t" + " ".join(rng.choice(own[rng.random() < 1 / 3]) for _ in range(rng.integers(1, 12))))
+    (folder / f"{split}.tsv").write_text("\n".join(rows) + "\n")
+  return folder
+
+
+@pytest.fixture
+def tiny_text(reviews):
+  """A function: overrides -> the config of a classifier of texts of a few seconds, in three buckets, with dropout."""
+
+  def make(**changes) -> Config:
+    config = Config(
+      task="text_classification",
+      model=Model("bilstm_classifier", {"embedding_size": 8, "hidden_size": 4, "attention_size": 4, "dropout": 0.2}),
+      data=Data(
+        "labelled", data_dir=str(reviews), batch_size=8, eval_batch_size=8, eval_split="dev",
+        text=Text("words", buckets=(4, 8, 12)),
+      ),
+      optim=Optim("adam", lr=1e-2),
+      train=Train(steps=12, eval_every=6, log_every=1, devices=2, cpu_devices=4, tensorboard=False),
+    )  # fmt: skip
+    return override(config, {key.replace("__", "."): value for key, value in changes.items()})
+
+  return make
+
+
 KINDS = {"classification": "tiny", "gan": "tiny_gan", "language_model": "tiny_lm"}  # fixtures of tasks that differ
-TASKS = KINDS | {"translation": "tiny_translation"}  # of all tasks
+TASKS = KINDS | {"text_classification": "tiny_text", "translation": "tiny_translation"}  # of all tasks
 
 
 @pytest.fixture(params=KINDS)

@@ -132,7 +132,7 @@ def _shape(info, data) -> str:
   """What an example is."""
   if info.tokenizers:
     kinds = " and ".join(f"{each.size:,}" for each in info.tokenizers.values())
-    return f"{data.text.length} tokens of {kinds} kinds"
+    return f"{max(data.text.buckets, default=data.text.length)} tokens of {kinds} kinds"
   if info.series:
     return f"{data.series.window} + {data.series.horizon} values"
   return " x ".join(map(str, info.image_shape))

@@ -19,10 +19,12 @@ from flaxonomy.train import checkpoint, evaluation, inference, loop, report
 PICTURES = {
   "classification": {"confusion.png", "predictions.png"}, "gan": {"samples.png"},
   "language_model": {"surprise.png", "places.png"},
+  "text_classification": {"confusion.png", "saliency.png"},
   "translation": {"attention.png", "translations.png", "bleu_by_length.png"},
 }  # fmt: skip
 FILES = {  # others
   "language_model": {"tokenizer_text.json"},
+  "text_classification": {"tokenizer_text.json"},
   "translation": {"tokenizer_source.json", "tokenizer_target.json", "translations.txt", "bleu_by_length.csv"},
 }
 

@@ -128,7 +128,7 @@ def pictures(tokenizer, names, batch: dict, outputs: dict, sums: dict) -> dict:
       values = outputs[key][i, :count]
       rows.append(list(zip(pieces, values / max(np.abs(values).max(), 1e-30))))
       titles.append(what or told)
-  heading = "orange for the predicted class, blue against it; of each text's largest"
+  heading = "share of each text's strongest token, orange for the predicted class and blue against it"
   return {
     "confusion.png": figures.confusion(np.asarray(sums["confusion"], int), names),
     "saliency.png": text_figures.coloured(rows, heading, titles, 1.0),
