@@ -108,7 +108,7 @@ def tiny_lm(novel):
 
 @pytest.fixture
 def tiny_translation():
-  """A function: overrides -> the config of a small translator of dates, with dropout and two buckets."""
+  """A function: overrides -> the config of a small translator of dates, with dropout."""
 
   def make(**changes) -> Config:
     config = Config(
@@ -116,7 +116,7 @@ def tiny_translation():
       model=Model("seq2seq", {"embedding_size": 8, "hidden_size": 8, "attention": "general", "dropout": 0.2}),
       data=Data(
         "dates", train_split="train[:128]", eval_split="test[:21]", batch_size=16, eval_batch_size=8,
-        text=Text("chars", buckets=(20, 56)),
+        text=Text("chars", length=56),
       ),
       optim=Optim("adam", lr=1e-2),
       train=Train(steps=12, eval_every=6, log_every=1, devices=2, cpu_devices=4, tensorboard=False),

@@ -97,6 +97,16 @@ def test_two_processes_are_one_and_each_resumes_the_other(any_task, start_two, t
   assert_close(tmp_path / "mixed", tmp_path / "one")
 
 
+def test_an_evaluation_keeps_what_every_process_wrote(tiny_translation, start_two, tmp_path):
+  config = tiny_translation(train__devices=4, train__steps=2)
+  loop.run(config, tmp_path / "one", quiet=True)
+  codes, told = finish(start_two(config, f"--workdir={tmp_path / 'two'}"))
+  assert codes == [0, 0], told
+  one, two = ((tmp_path / name / "translations.txt").read_text() for name in ("one", "two"))
+  assert one == two
+  assert one.count("source   ") == 21
+
+
 def test_one_process_then_two(tiny, start_two, tmp_path):
   config = tiny(train__devices=4)
   loop.run(config, tmp_path / "one", quiet=True)
