@@ -62,7 +62,8 @@ def evaluate(
     None if it was stopped.
   """
   states = [state.replace(opt_state=None, carry=None) for state in states]
-  sums, kept, first, before, carries = [], [], None, None, None
+  of = task.review.of if task.review else ()
+  sums, held, first, before, carries = [], [], None, None, None
   for item in feed.eval_items():
     if stop():
       return None
@@ -72,30 +73,28 @@ def evaluate(
     first = (item["index"], outputs) if first is None else first
     if before is not None:  # read one behind: XLA's CPU backend deadlocks with many dispatches under way
       sums.append(jax.device_get(before[0]))
-      kept += _kept(task, feed, *before[1:])
-    before = part, item["index"], outputs
+      held.append(jax.tree.map(local_rows, before[1]))
+    before = part, (item["index"], {name: outputs[name] for name in of})
   sums.append(jax.device_get(before[0]))
-  kept += _kept(task, feed, *before[1:])
+  held.append(jax.tree.map(local_rows, before[1]))
   total = jax.tree.map(lambda *x: np.sum(x, axis=0, dtype=np.float64), *sums)
   index, outputs = jax.tree.map(local_rows, first)
   real = np.flatnonzero(index >= 0)[:PICTURED]
   outputs = {key: x[real] for key, x in outputs.items()}
-  more, files = task.review.report(kept) if task.review else ({}, {})
+  more, files = task.review.report(_kept(task.review, feed, held)) if task.review else ({}, {})
   return Evaluation(task.metrics(total) | more, total, feed.read(index[real].tolist()), outputs, files)
 
 
-def _kept(task, feed, index, outputs) -> list:
-  """What the task keeps of a batch's real examples, in every process that of all."""
-  if task.review is None:
-    return []
-  index, outputs = jax.tree.map(_all_rows, (index, {name: outputs[name] for name in task.review.of}))
-  real = np.flatnonzero(index >= 0)
-  return task.review.keep(feed.texts(index[real].tolist()), {name: x[real] for name, x in outputs.items()})
-
-
-def _all_rows(x: jax.Array) -> np.ndarray:
-  """An array split along its first axis, whole."""
-  return multihost_utils.process_allgather(x, tiled=True) if jax.process_count() > 1 else local_rows(x)
+def _kept(review, feed, held) -> list:
+  """What a task keeps of all examples, in every process, from (index, outputs) of this process's rows of each batch."""
+  kept = []
+  for rows in held:
+    if jax.process_count() > 1:  # not before all batches are done: collectives under way at once may deadlock
+      rows = multihost_utils.process_allgather(rows, tiled=True)
+    index, outputs = rows
+    real = np.flatnonzero(index >= 0)
+    kept += review.keep(feed.texts(index[real].tolist()), {name: x[real] for name, x in outputs.items()})
+  return kept
 
 
 def local_rows(x: jax.Array) -> np.ndarray:
