@@ -18,4 +18,9 @@ Streams of tokens (streams.py):
   tokens  [B, T + 1] int32, a window and the token behind it: each predicts the next
   fresh   [B] float32, 1 where no state is carried over from the window before
   carry   what a recurrent model carries over, arrays that begin with B
+
+Series (series.py), standardised:
+
+  inputs  [B, window, C] float32
+  targets [B, horizon, C'] float32, what follows
 """

@@ -15,6 +15,7 @@ TASKS = {  # by name: the module of train/tasks, and that of data/ which reads w
   "classification": ("classification", "pipeline"),
   "gan": ("gan", "pipeline"),
   "language_model": ("language_model", "streams"),
+  "forecasting": ("forecasting", "series"),
 }
 
 

@@ -1,0 +1,21 @@
+"""Basics: a vanilla RNN, an LSTM and a GRU on the adding problem, whose memory must reach back a hundred steps.
+
+Hochreiter and Schmidhuber 1997, section 5.4: two of a hundred numbers, both in the first half, are marked, and their
+sum is asked for at the end; an answer counts as right within 0.04. comparison.png: accuracy. gradient_norm.png: the norm
+of the loss's gradient for the state after each step (Bengio et al. 1994; Pascanu et al. 2013).
+
+  python launch.py --config=configs/basics_long_dependencies.py
+"""
+
+from flaxonomy.configs.base import Config, Data, Model, Optim, Series, Study, Train
+
+
+def get_config() -> Config:
+  return Config(
+    task="forecasting",
+    model=Model("forecaster", {"hidden_size": 64}),
+    data=Data("adding", batch_size=64, series=Series(window=100)),
+    optim=Optim("adam", lr=3e-3, clip_norm=1.0),
+    train=Train(steps=3_000, eval_every=250, loss="mse"),
+    study=Study({cell: {"model.fields.cell": cell} for cell in ("rnn", "lstm", "gru")}),
+  )
