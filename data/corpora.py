@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from flaxonomy.data import sources
 from flaxonomy.data.sources import Source
-from flaxonomy.errors import DataError, UserError, first_line, shown
+from flaxonomy.errors import DataError, UserError, first_line
 
 _ALIKE = ("validation", "valid", "val", "dev")  # names of one split
 
@@ -127,13 +127,12 @@ class _Texts(Sequence):
     return len(self.records)
 
   def __getitem__(self, i):
+    i = range(len(self))[i]
     try:
       record = self.records[i]
       return {ours: _plain(record, path) for ours, path in self.keys.items()}
-    except IndexError:
-      raise
     except Exception as error:  # damaged files make TFDS raise nearly anything
-      raise DataError(f"example {shown(i)} of {self.where}: {first_line(error)}") from None
+      raise DataError(f"example {i} of {self.where}: {first_line(error)}") from None
 
 
 def _plain(record, path):

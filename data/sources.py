@@ -91,32 +91,28 @@ def _own(config, tfds):
   kind, folder, variant = getattr(importlib.import_module(module), symbol), config.data_dir, {}
   if config.name in OF_FILES:
     folder, variant = None, {"config": kind.variant(config)}
-  folder = folder or cache_folder() / "tfds"
+  where = "config field 'data.data_dir'" if folder else "environment variable FLAXONOMY_CACHE"
+  folder = Path(folder or cache_folder() / "tfds")
   make = lambda: kind(data_dir=str(folder), file_format="array_record", **variant)
   with _quiet():
     builder = make()
-  if not builder.is_prepared():
-    tfds.disable_progress_bar()
-    try:
-      Path(folder).mkdir(parents=True, exist_ok=True)
-      with (
-        _quiet(),
-        contextlib.redirect_stdout(io.StringIO()),
-        (Path(folder) / f".{config.name}.lock").open("w") as one_at_a_time,
-      ):
-        fcntl.flock(one_at_a_time, fcntl.LOCK_EX)
-        builder = make()  # another process may have prepared it meanwhile
-        builder.download_and_prepare()  # which does nothing then
-    except OSError as error:
-      where = f"{str(folder)!r} (config field 'data.data_dir')"
-      raise UserError(f"cannot prepare dataset {config.name!r} in {where}: {error}") from None
-  # Of files, what lies prepared is enough, in other processes too, where the files need not be found again.
-  return tfds.builder_from_directory(builder.data_dir) if variant else builder
+    if not builder.is_prepared():
+      tfds.disable_progress_bar()
+      try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with (folder / f".{config.name}.lock").open("w") as one_at_a_time, contextlib.redirect_stdout(io.StringIO()):
+          fcntl.flock(one_at_a_time, fcntl.LOCK_EX)
+          builder = make()  # another process may have prepared it meanwhile
+          builder.download_and_prepare()  # which does nothing then
+      except OSError as error:
+        raise UserError(f"cannot prepare dataset {config.name!r} in {str(folder)!r} ({where}): {error}") from None
+    # Of files, what lies prepared is enough: in other processes, too, which need not know the files.
+    return tfds.builder_from_directory(builder.data_dir) if variant else builder
 
 
 @contextlib.contextmanager
 def _quiet():
-  """Without TFDS's warning that a builder's config is none of those it lists."""
+  """Without TFDS's warnings, such as that a folder not yet prepared is not."""
   level = logging.get_verbosity()
   logging.set_verbosity(logging.ERROR)
   try:

@@ -37,7 +37,7 @@ def open_split(config, split: str, trained: Info | None = None) -> tuple[Source,
     UserError: see `corpora.open_corpus` and `text.create`; or a split that is shorter than a window.
   """
   source = corpora.open_corpus(config, split)
-  documents = [record["text"] for record in source.records]
+  documents = [source.records[i]["text"] for i in range(len(source.records))]
   tokenizer = text.create(config.text, documents) if trained is None else trained.tokenizers["text"]
   tokens = joined(tokenizer, documents)
   windows = (len(tokens) - 1) // config.text.length
@@ -108,8 +108,9 @@ def open_feed(config, source: Source, info: Info, seed: int, batch_size: int, me
 
 def _windows(xp, tokens, rows, length) -> dict:
   """The batch of rows [..., B]; xp is NumPy or its namesake of JAX."""
-  at = rows["index"][..., None] + xp.arange(length + 1)
-  mask = (xp.arange(length) < rows["count"][..., None]).astype(xp.float32)
+  places = xp.arange(length + 1).reshape(*(1,) * rows["index"].ndim, -1)
+  at = rows["index"][..., None] + places
+  mask = (places[..., :-1] < rows["count"][..., None]).astype(xp.float32)
   found = tokens[xp.clip(at, 0, len(tokens) - 1)].astype(xp.int32)
   return {"tokens": found, "mask": mask, "fresh": rows["fresh"], "index": rows["index"]}
 

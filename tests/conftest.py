@@ -1,5 +1,6 @@
 """Four CPU devices, the compilation cache, and small configs for all tests. Runs before anything touches JAX."""
 
+import functools
 import hashlib
 import json
 import os
@@ -15,7 +16,7 @@ from PIL import Image
 jax.config.update("jax_num_cpu_devices", 4)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
-from flaxonomy.configs.base import Config, Data, Model, Optim, Train, override, to_dict  # noqa: E402
+from flaxonomy.configs.base import Config, Data, Model, Optim, Text, Train, override, to_dict  # noqa: E402
 from flaxonomy.train import compile_cache  # noqa: E402
 
 compile_cache.enable()
@@ -74,16 +75,56 @@ def tiny_gan():
   return make
 
 
-TASKS = {
-  "classification": lambda tiny, tiny_gan, **changes: tiny(model__fields__dropout=0.5, **changes),
-  "gan": lambda tiny, tiny_gan, **changes: tiny_gan(**changes),
-}
+@pytest.fixture(scope="session")
+def novel(tmp_path_factory) -> Path:
+  """A folder of three splits of made-up prose: words drawn from twelve, so that there is something to learn."""
+  folder, rng = tmp_path_factory.mktemp("novel"), np.random.default_rng(0)
+  words = ["the", "a", "old", "new", "king", "queen", "sees", "hears", "sings", "and", "then", "never"]
+  for split, lines in (("train", 200), ("validation", 30), ("test", 30)):
+    text = "".join(" ".join(rng.choice(words, 8)) + "\n" for _ in range(lines))
+    (folder / f"{split}.txt").write_text(text)
+  return folder
+
+
+@pytest.fixture
+def tiny_lm(novel):
+  """A function: overrides -> a recurrent language model's config of a few seconds, on streams, with dropout."""
+
+  def make(**changes) -> Config:
+    config = Config(
+      task="language_model",
+      model=Model("gru_lm", {"hidden_size": 8, "num_layers": 2, "dropout": 0.2}),
+      data=Data(
+        "text", data_dir=str(novel), batch_size=8, eval_batch_size=4, eval_split="validation",
+        text=Text("chars", length=16, streams=True),
+      ),
+      optim=Optim("adam", lr=1e-2, clip_norm=1.0),
+      train=Train(steps=12, eval_every=6, log_every=1, devices=2, cpu_devices=4, tensorboard=False),
+    )  # fmt: skip
+    return override(config, {key.replace("__", "."): value for key, value in changes.items()})
+
+  return make
+
+
+KINDS = {"classification": "tiny", "gan": "tiny_gan", "language_model": "tiny_lm"}  # fixtures of tasks that differ
+TASKS = KINDS | {}  # of all tasks
+
+
+@pytest.fixture(params=KINDS)
+def any_task(request):
+  """A function as `tiny`, for each kind of state and step in turn: what is promised of a run is promised of all."""
+  return _maker(request)
 
 
 @pytest.fixture(params=TASKS)
-def any_task(request, tiny, tiny_gan):
-  """A function as `tiny`, for each task in turn: what is promised of a run is promised of all."""
-  return lambda **changes: TASKS[request.param](tiny, tiny_gan, **changes)
+def every_task(request):
+  """The same for every task, for the promises that its own code could break."""
+  return _maker(request)
+
+
+def _maker(request):
+  make = request.getfixturevalue(TASKS[request.param])
+  return functools.partial(make, model__fields__dropout=0.5) if request.param == "classification" else make
 
 
 @pytest.fixture

@@ -160,10 +160,14 @@ def test_configs_are_complete_and_build(name):
 
 def builds(config):
   """A task's state takes shape."""
-  from flaxonomy.data import views
+  from flaxonomy.data import text, views
   from flaxonomy.data.pipeline import Info
   from flaxonomy.train import tasks
 
+  if config.task == "language_model":
+    task = tasks.build(config, Info(config.data.name, size=100, tokenizers={"text": text.train("chars", ["ab\n"])}), 2)
+    jax.eval_shape(task.init, jax.random.PRNGKey(0))
+    return
   shape = SHAPES[config.data.name]
   shape = (*(config.data.image_size or shape[:2]), config.data.channels or shape[2])
   classes = {"imagenet2012": 1000, "xo": 2}.get(config.data.name, 10)

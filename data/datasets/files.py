@@ -80,9 +80,7 @@ def info(builder, description: str, features: dict, supervised=None) -> tfds.cor
     supervised: (input, target), by name.
   """
   features = tfds.features.FeaturesDict(features)
-  return tfds.core.DatasetInfo(
-    builder=builder, description=description, features=features, supervised_keys=supervised, disable_shuffling=False
-  )
+  return tfds.core.DatasetInfo(builder=builder, description=description, features=features, supervised_keys=supervised)
 
 
 def find(root: Path) -> list[File]:

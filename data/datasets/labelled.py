@@ -1,7 +1,8 @@
 """Sentences with labels, from tables: SPLIT.tsv or SPLIT.csv with a header, or SPLIT.jsonl.
 
-The columns are `label` and `sentence` or `text`, in any order, among others. A split stands in a file's name (train,
-dev, test); where none does, sentences are dealt out 90, 5 and 5 in a hundred by a hash of each. TSV knows no quotes.
+The columns are `label` and `sentence`, `text` or `content`, in any order, among others. A split stands in a file's
+name (train, dev, test); where none does, sentences are dealt out 90, 5 and 5 in a hundred by a hash of each. TSV knows
+no quotes.
 """
 
 import csv
@@ -16,6 +17,7 @@ from flaxonomy.errors import DataError, first_line, shown
 
 MOST_CLASSES = 10_000
 _SUFFIXES = (".tsv", ".csv", ".jsonl")
+_TEXTS = ("sentence", "text", "content")  # what the column may be called
 
 
 class Labelled(tfds.core.GeneratorBasedBuilder):
@@ -75,9 +77,9 @@ def rows(file: files.File, content: str) -> Iterator[tuple[str, str]]:
 
 def _cells(table) -> Iterator[tuple[str, str]]:
   header = [name.strip().lower() for name in next(iter(table), [])]
-  text = next((name for name in ("sentence", "text") if name in header), None)
+  text = next((name for name in _TEXTS if name in header), None)
   if text is None or "label" not in header:
-    raise ValueError(f"its first line must name the columns 'label' and 'sentence' or 'text'; it is {shown(header)}")
+    raise ValueError(f"its first line must name the columns 'label' and 'text'; it is {shown(header)}")
   for i, row in enumerate(table, 2):
     if row and any(row):
       if len(row) != len(header):
@@ -94,7 +96,7 @@ def _objects(content: str) -> Iterator[tuple[str, str]]:
     except ValueError as error:
       raise ValueError(f"line {i}: {first_line(error)}") from None
     values = values if isinstance(values, dict) else {}
-    text, label = values.get("text", values.get("sentence")), values.get("label")
+    text, label = next((values[name] for name in _TEXTS if name in values), None), values.get("label")
     if not isinstance(text, str) or type(label) not in (int, str):
       raise ValueError(f"line {i} must have a 'text' and, as a whole number or text, a 'label'")
     text.encode()  # JSON can write what is no text; that is a ValueError

@@ -17,8 +17,8 @@ from flaxonomy.errors import UserError
 from flaxonomy.train import checkpoint, evaluation, inference, loop, report
 
 
-def test_a_run_leaves_everything(any_task, tmp_path):
-  config = any_task()
+def test_a_run_leaves_everything(every_task, tmp_path):
+  config = every_task()
   result = loop.run(config, tmp_path / "run", quiet=True)
   names = {p.name for p in (tmp_path / "run").iterdir()}
   pictures = {"classification": {"confusion.png", "predictions.png"}, "gan": {"samples.png"}}[config.task]
@@ -44,9 +44,9 @@ def test_a_run_leaves_everything(any_task, tmp_path):
 
 
 @pytest.mark.parametrize("most", [1, 4])
-def test_stopping_anywhere_and_resuming_changes_no_bit(most, any_task, assert_same_run, tmp_path):
+def test_stopping_anywhere_and_resuming_changes_no_bit(most, every_task, assert_same_run, tmp_path):
   """Twelve steps at once against a run stopped at step 5, which is no multiple of anything, and resumed."""
-  config = any_task(train__steps_per_dispatch=most, train__ema_decay=0.9)
+  config = every_task(train__steps_per_dispatch=most, train__ema_decay=0.9)
   loop.run(config, tmp_path / "whole", quiet=True)
   loop.run(base.override(config, {"train.steps": 5}), tmp_path / "parts", quiet=True)
   loop.run(config, tmp_path / "parts", quiet=True)

@@ -226,14 +226,16 @@ def kill_again_and_again(config, start, folder, kills, seed):
   return partial, seen
 
 
-KILLS = {"classification": 12, "gan": 4}
+KILLS = {"classification": 12, "gan": 4, "language_model": 2}
+LARGE = {
+  "classification": {"hidden_size": 100_000}, "gan": {"generator_features": 96}, "language_model": {"hidden_size": 500},
+}  # fmt: skip
 
 
 def test_killed_at_random(any_task, start, assert_same_run, tmp_path):
   """kill -9, a save of 20 MB every other step: no bit of curve or state differs from a run left in peace."""
   task = any_task().task
-  large = {"hidden_size": 100_000} if task == "classification" else {"generator_features": 96}
-  changes = {f"model__fields__{name}": value for name, value in large.items()}
+  changes = {f"model__fields__{name}": value for name, value in LARGE[task].items()}
   config = any_task(optim__name="adam", train__steps=400, train__eval_every=100, train__checkpoint_every=2, **changes)
   folder = tmp_path / "run"
   partial, seen = kill_again_and_again(config, start, folder, KILLS[task], seed=0)
