@@ -137,7 +137,7 @@ def predict(path: str, inputs: list[str], which: str = "latest", changes: dict |
       {k: np.asarray(v)[: len(part)] for k, v in outputs.items()}, run.info.class_names
     )
     rows, captions = rows + more, captions + said
-  folder = _new_folder(run.folder / "predictions")
+  folder = new_folder(run.folder / "predictions")
   with (folder / "predictions.csv").open("w", newline="") as file:
     csv.writer(file).writerows([["file", *header], *([str(f), *row] for f, row in zip(files, rows))])
   for i, (file, caption) in enumerate(zip(files, captions)):
@@ -145,7 +145,7 @@ def predict(path: str, inputs: list[str], which: str = "latest", changes: dict |
   return folder
 
 
-def _new_folder(path: Path) -> Path:
+def new_folder(path: Path) -> Path:
   """The folder, made; with a number behind its name if that is taken."""
   for i in range(1, 10**6):
     folder = path if i == 1 else path.with_name(f"{path.name}_{i}")
@@ -168,10 +168,15 @@ def preview(config: base.Config, path: str | Path) -> Path:
 
   Returns:
     The picture's path.
+
+  Raises:
+    UserError: a task that learns from something else than images.
   """
   folder = workdir.absolute(path)
   workdir.check(folder, config)
   session = loop.prepare(config)
+  if session.info.image_shape is None:
+    raise UserError(f"--mode=preview shows training images, and task {config.task!r} has none")
   mesh, shown, draws = session.mesh, min(8, session.train.size), 7
   count = -(-shown // mesh.size) * mesh.size
   batch = session.train.read([i % session.train.size for i in range(count)])

@@ -63,8 +63,8 @@ class Task(NamedTuple):
     serve: what `export` exports; None if nothing is served.
     table: (outputs, names) -> (header, rows, captions) for `predict`; None if the task labels nothing.
     averaged: outputs are probabilities, of which an ensemble's are the mean.
-    traces: outputs of the first examples of the evaluation -> {name: [N]}, numbers along a line, which a study lays over
-      each other; None if there are none.
+    traces: outputs of the first examples of the evaluation -> {name: [N]}, numbers along a line, which a study lays
+      over each other; None if there are none.
     carry: B -> what the state carries over before the first batch of B examples; None if nothing is. The outputs of
       `predict_step` then have it behind the batch, as "carry".
   """

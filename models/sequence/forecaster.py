@@ -1,8 +1,8 @@
 """A recurrent net that reads a window of a series and predicts what follows it.
 
 Hochreiter and Schmidhuber 1997, "Long Short-Term Memory", for what lies far back (section 5.4, the adding problem);
-Gers, Eck and Schmidhuber 2001, "Applying LSTM to Time Series Predictable through Time-Window Approaches", for forecasts.
-The cells are those of rnn.py; the head is one dense layer on the last state.
+Gers, Eck and Schmidhuber 2001, "Applying LSTM to Time Series Predictable through Time-Window Approaches", for
+forecasts. The cells are those of rnn.py; the head is one dense layer on the last state.
 
 Deviations from Gers et al.: the window is read element by element, where theirs is one input vector; all steps of the
 horizon are predicted at once, where theirs are fed back one by one.
@@ -28,6 +28,7 @@ class Forecaster(nn.Module):
     outputs: C', numbers in each of them.
     dropout: rate between layers and before the head.
     residual: what is predicted is the change from the window's last element.
+    forget_bias: as in `rnn.Recurrent`.
     dtype: of the matrix products; states and forecasts are float32.
   """
 
@@ -38,6 +39,7 @@ class Forecaster(nn.Module):
   outputs: int = 1
   dropout: float = 0.0
   residual: bool = False
+  forget_bias: int = 0
   dtype: jnp.dtype = jnp.float32
 
   @nn.compact
@@ -56,8 +58,9 @@ class Forecaster(nn.Module):
     """
     stages = {}
     layers = rnn.Recurrent(
-      self.cell, self.hidden_size, self.num_layers, dropout=self.dropout, dtype=self.dtype, name="layers"
-    )
+      self.cell, self.hidden_size, self.num_layers, dropout=self.dropout, forget_bias=self.forget_bias,
+      dtype=self.dtype, name="layers",
+    )  # fmt: skip
     if self.has_variable("perturbations", "state"):
       h = _by_step(layers, x, self.get_variable("perturbations", "state"), train)
     else:

@@ -110,10 +110,12 @@ def gradient_norms(model, variables, inputs: jax.Array, targets: jax.Array) -> j
   return jnp.sqrt(jnp.square(slopes).sum(-1))
 
 
-def naive(inputs, horizon: int, period: int):
-  """The forecast [B, horizon, C] that repeats the last `period` elements of windows [B, T, C]."""
-  length = inputs.shape[1]
-  return inputs[:, [length - period + i % period for i in range(horizon)]]
+def baselines(inputs, series: Series) -> dict:
+  """The naive forecasts by name, [B, horizon, C] each, which repeat the last elements of windows [B, T, C]."""
+  found, length = {}, inputs.shape[1]
+  for name, period in _periods(series).items():
+    found[name] = inputs[:, np.array([length - period + i % period for i in range(series.horizon)])]
+  return found
 
 
 def score(outputs: dict, batch: dict, series: Series) -> dict:
@@ -130,12 +132,12 @@ def score(outputs: dict, batch: dict, series: Series) -> dict:
   sums = {"absolute": total(error), "square": total(error**2), "count": batch["mask"].sum()}
   if series.tolerance:
     sums["right"] = total((error < series.tolerance).astype(jnp.float32))
-  for name, period in _baselines(series).items():
-    sums[name] = total(jnp.abs(naive(batch["inputs"], series.horizon, period) - targets))
+  for name, forecast in baselines(batch["inputs"], series).items():
+    sums[name] = total(jnp.abs(forecast - targets))
   return sums
 
 
-def _baselines(series) -> dict[str, int]:
+def _periods(series) -> dict[str, int]:
   """{name: period} of the forecasts that a model is compared with."""
   if not series.scale:
     return {}
@@ -146,7 +148,7 @@ def measures(series: Series) -> tuple[str, ...]:
   """Names of the metrics."""
   own = ("accuracy",) if series.tolerance else ()
   scaled = (("mase",) if series.scale else ()) + (("seasonal_mase",) if series.seasonal_scale else ())
-  return ("loss", "mae", "rmse", *own, *scaled, *(f"{name}_mae" for name in _baselines(series)))
+  return ("loss", "mae", "rmse", *own, *scaled, *(f"{name}_mae" for name in _periods(series)))
 
 
 def metrics(sums: dict, series: Series) -> dict[str, float]:
@@ -164,7 +166,7 @@ def metrics(sums: dict, series: Series) -> dict[str, float]:
   for name, scale in (("mase", series.scale), ("seasonal_mase", series.seasonal_scale)):
     if scale:
       found[name] = (error / np.asarray(scale)).mean()
-  return found | {f"{name}_mae": (mean[name] * std).mean() for name in _baselines(series)}
+  return found | {f"{name}_mae": (mean[name] * std).mean() for name in _periods(series)}
 
 
 def traces(outputs: dict) -> dict[str, np.ndarray]:
@@ -193,14 +195,14 @@ def _forecasts(batch, outputs, sums, series) -> figures.Figure:
     order, place = truth[:, 0].argsort(), np.arange(1, len(truth) + 1)
     drawn = {"forecast": (place, forecast[order, 0]), "truth": (place, truth[order, 0])}
     return figures.lines({"examples in the order of their truth": drawn}, "example")
-  baselines = {name: real(naive(batch["inputs"], series.horizon, m)) for name, m in _baselines(series).items()}
+  others = {name: real(x) for name, x in baselines(batch["inputs"], series).items()}
   panels, behind = {}, np.arange(1, series.horizon + 1)
   for i in np.unique(np.linspace(0, len(truth) - 1, SHOWN).round().astype(int)):
     whole = np.append(real(batch["inputs"][i]), truth[i])
-    drawn = {name: (behind, each[i]) for name, each in ({"forecast": forecast} | baselines).items()}
+    drawn = {name: (behind, each[i]) for name, each in ({"forecast": forecast} | others).items()}
     drawn["truth"] = np.arange(1 - series.window, series.horizon + 1), whole
     panels[f"window {batch['index'][i]}"] = drawn
-  errors = {"forecast": sums["absolute"]} | {name: sums[name] for name in baselines}
+  errors = {"forecast": sums["absolute"]} | {name: sums[name] for name in others}
   panels["mean absolute error by steps ahead"] = {
     name: (behind, each[:, 0] / sums["count"] * std[0]) for name, each in errors.items()
   }
