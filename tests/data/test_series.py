@@ -50,8 +50,8 @@ def test_mackey_glass_against_its_equation():
 def test_mackey_glass_against_the_rule_in_plain_python():
   """Two hundred steps of Runge and Kutta's rule, written down once more."""
   f = lambda now, past: 0.2 * past / (1 + past**10) - 0.1 * now
-  times, x = range(-170, 201), dict.fromkeys(range(-170, 1), 1.2)
-  slope = {i: 0.0 for i in times}
+  x = dict.fromkeys(range(-170, 1), 1.2)
+  slope = dict.fromkeys(range(-170, 1), 0.0)
   for i in range(200):
     a, c = x[i - 170], x[i - 169]
     left = f(1.2, 1.2) if i == 170 else slope[i - 170]
