@@ -1,14 +1,14 @@
 """Text files in folders, compressed or in zip archives: which there are, what split each belongs to, what they hold.
 
-Nothing is written but what TFDS prepares in the private cache. Archives are read in memory, and never more of them than
-they say that they hold.
+Nothing is written but what TFDS prepares in the private cache: archives are read in memory, and never unpacked.
 """
 
+import contextlib
 import dataclasses
 import gzip
 import hashlib
 import re
-import struct
+import zipfile
 import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -22,6 +22,9 @@ MOST_FILES = 100_000
 MOST_BYTES = 2**31  # of a dataset, uncompressed
 _SPLIT = re.compile(r"(?<![a-z])(train|validation|valid|val|dev|test)(?![a-z])", re.IGNORECASE)
 
+# Of what is damaged, encrypted, or compressed in a way that Python does not know.
+_DAMAGE = (OSError, EOFError, zlib.error, zipfile.BadZipFile, RuntimeError, NotImplementedError, ValueError)
+
 
 class File(NamedTuple):
   """A file of text.
@@ -29,12 +32,12 @@ class File(NamedTuple):
   Attributes:
     name: its path below the folder, or within the archive; without .gz.
     path: where it lies.
-    place: of an archive's member, (offset of its header, compressed, uncompressed bytes, method, CRC-32).
+    member: its name in the archive that lies there; None: it is no archive.
   """
 
   name: str
   path: Path
-  place: tuple | None = None
+  member: str | None = None
 
 
 @dataclasses.dataclass(eq=False)
@@ -132,7 +135,7 @@ def read(files: Iterable[File]) -> Iterator[tuple[File, str]]:
     try:
       content = _content(file, left)
       text = content.decode("utf-8-sig")
-    except (OSError, EOFError, zlib.error, struct.error, ValueError) as error:
+    except _DAMAGE as error:
       raise DataError(f"{where(file)} cannot be read: {first_line(error)}") from None
     left -= len(content)
     yield file, text
@@ -140,7 +143,7 @@ def read(files: Iterable[File]) -> Iterator[tuple[File, str]]:
 
 def where(file: File) -> str:
   """A file, for a message."""
-  return repr(str(file.path)) + (f" ({file.name!r})" if file.place else "")
+  return repr(str(file.path)) + (f" ({file.name!r})" if file.member else "")
 
 
 def lines(text: str) -> list[str]:
@@ -153,79 +156,27 @@ def _content(file: File, most: int) -> bytes:
   """What a file holds, uncompressed.
 
   Raises:
-    ValueError: more than `most` bytes, or a damaged archive; and what the libraries raise.
+    ValueError: more than `most` bytes; and what the libraries raise.
   """
-  if file.place:
-    return _member(file, most)
-  opened = gzip.open if file.path.suffix.lower() == ".gz" else open
-  with opened(file.path, "rb") as stream:
+  with contextlib.ExitStack() as held:
+    if file.member is None:
+      stream = held.enter_context(file.path.open("rb"))
+    else:
+      stream = held.enter_context(held.enter_context(zipfile.ZipFile(file.path)).open(file.member))
+    if (file.member or file.path.name).lower().endswith(".gz"):
+      stream = held.enter_context(gzip.GzipFile(fileobj=stream))
     content = stream.read(most + 1)
   if len(content) > most:
     raise ValueError(f"the files hold more than {MOST_BYTES >> 20} MiB")
   return content
 
 
-# Zip archives are read here rather than by the standard library, which could also write where an archive says.
-
-
 def _members(path: Path) -> list[File]:
-  """The files in an archive, by name, from the directory at its end."""
+  """The files in an archive, by name."""
   try:
-    with path.open("rb") as stream:
-      size = stream.seek(0, 2)
-      stream.seek(max(0, size - 65_557))  # the longest end there is
-      tail = stream.read()
-      end = tail.rfind(b"PK\5\6")
-      if end < 0:
-        raise ValueError("it is no zip archive")
-      count, length, offset = struct.unpack_from("<HII", tail, end + 10)
-      if 0xFFFFFFFF in (length, offset) or count > MOST_FILES or offset + length > size:
-        raise ValueError("it is too large or damaged")
-      stream.seek(offset)
-      directory = stream.read(length)
-    return sorted(_entries(path, directory, count))
-  except (OSError, ValueError, struct.error) as error:
+    with zipfile.ZipFile(path) as archive:
+      names = [entry.filename for entry in archive.infolist() if not entry.is_dir()]
+  except _DAMAGE as error:
     raise DataError(f"{str(path)!r} cannot be read: {first_line(error)}") from None
-
-
-def _entries(path: Path, directory: bytes, count: int) -> Iterator[File]:
-  at, total = 0, 0
-  for _ in range(count):
-    mark, flags, method, check, packed, size, name, extra, comment, offset = struct.unpack_from(
-      "<4s4xHH4xIIIHHH8xI", directory, at
-    )
-    if mark != b"PK\1\2":
-      raise ValueError("its directory is damaged")
-    text = directory[at + 46 : at + 46 + name].decode("utf-8", "replace")
-    at += 46 + name + extra + comment
-    if text.endswith("/") or any(part.startswith((".", "__")) for part in text.split("/")):
-      continue
-    total += size
-    if flags & 1 or method not in (0, 8) or 0xFFFFFFFF in (packed, size, offset):
-      raise ValueError(f"its member {text!r} is encrypted, too large, or compressed in a way that is not supported")
-    if total > MOST_BYTES:
-      raise ValueError(f"its members hold more than {MOST_BYTES >> 20} MiB")
-    yield File(re.sub(r"\.gz$", "", text, flags=re.IGNORECASE), path, (offset, packed, size, method, check, text))
-
-
-def _member(file: File, most: int) -> bytes:
-  offset, packed, size, method, check, name = file.place
-  if size > most:
-    raise ValueError(f"the files hold more than {MOST_BYTES >> 20} MiB")
-  with file.path.open("rb") as stream:
-    stream.seek(offset)
-    mark, name_size, extra_size = struct.unpack("<4s22xHH", stream.read(30))
-    if mark != b"PK\3\4":
-      raise ValueError("it is damaged")
-    stream.seek(name_size + extra_size, 1)
-    content = stream.read(packed)
-  if method == 8:
-    content = zlib.decompressobj(-15).decompress(content, size + 1)
-  if len(content) != size or zlib.crc32(content) != check:
-    raise ValueError("it is damaged")
-  if name.lower().endswith(".gz"):
-    inflater = zlib.decompressobj(31)
-    content = inflater.decompress(content, most + 1)
-    if len(content) > most or not inflater.eof:
-      raise ValueError(f"it is cut off, or the files hold more than {MOST_BYTES >> 20} MiB")
-  return content
+  shown = [name for name in names if not any(part.startswith((".", "__")) for part in name.split("/"))]
+  return [File(re.sub(r"\.gz$", "", name, flags=re.IGNORECASE), path, name) for name in sorted(shown)]
