@@ -1,8 +1,8 @@
 """Basics: a vanilla RNN, LSTMs and a GRU on the adding problem, whose memory must reach back over a hundred steps.
 
 Hochreiter and Schmidhuber 1997, section 5.4: two of a hundred numbers, both in the first half, are marked, and their
-sum is asked for at the end; an answer counts as right within 0.04. comparison.png: accuracy. gradient_norm.png: the norm
-of the loss's gradient for the state after each step (Bengio et al. 1994; Pascanu et al. 2013).
+sum is asked for at the end; an answer counts as right within 0.04. comparison.png: accuracy. gradient_norm.png: the
+norm of the loss's gradient for the state after each step (Bengio et al. 1994; Pascanu et al. 2013), in trained nets.
 
   python launch.py --config=configs/basics_long_dependencies.py
 """

@@ -7,7 +7,7 @@ steps, so the seasonal forecast takes that period. forecast.png shows windows be
 
 A column of a CSV file instead, in the order of time, the last tenth of it to test:
 
-  python launch.py --config=configs/mackey_glass.py --workdir=runs/mine --config.data.name=csv \\
+  python launch.py --config=configs/mackey_glass.py --workdir=runs/mine --config.data.name=csv
     --config.data.data_dir=FILE.csv --config.data.series.column=NAME --config.data.series.period=24
 """
 

@@ -135,8 +135,8 @@ def _adding(config, split) -> tuple[dict, Series]:
   length = config.series.window
   if length < adding.SHORTEST or config.series.horizon != 1:
     raise UserError(
-      f"series 'adding' has sequences of {adding.SHORTEST} elements or more (config field 'data.series.window') and one "
-      f"target (data.series.horizon), not {length} and {config.series.horizon}"
+      f"series 'adding' has sequences of {adding.SHORTEST} elements or more (config field 'data.series.window') and "
+      f"one target (data.series.horizon), not {length} and {config.series.horizon}"
     )
   name, begin, end = _slice(split, adding.SIZES)
   inputs, targets = (x[begin:end] for x in adding.examples(name, length))

@@ -5,8 +5,8 @@ and a marker that is 1 for two of them, -1 for the first and the last element, e
 marked, and one of the first T / 2 - 1 others. The target is 0.5 + (X1 + X2) / 4, and a sequence counts as right with an
 error below 0.04. Where the first element is marked, its number is 0.
 
-Deviations: all sequences have one length, where the paper's have T to T + T / 10; below twenty elements the first marked
-one is in the first half. Everything follows from one stream of raw bits, which NumPy promises for ever.
+Deviations: all sequences have one length, where the paper's have T to T + T / 10; below twenty elements the first
+marked one is in the first half. Everything follows from one stream of raw bits, which NumPy promises for ever.
 """
 
 import numpy as np

@@ -57,8 +57,8 @@ class Recurrent(nn.Module):
     bidirectional: D = 2 directions; the second reads each sequence from its own last element.
     dropout: rate between layers, not behind the last.
     init_scale: s; all parameters start from U(+-s). None: s = 1 / sqrt(H), as torch has it.
-    forget_bias: added to the LSTM's first biases of the forget gate, so that it begins by remembering: Gers et al. 2000,
-      section 4; Jozefowicz et al. 2015, "An Empirical Exploration of Recurrent Network Architectures". 0 is torch's.
+    forget_bias: added to the LSTM's first biases of the forget gate, so that it begins by remembering: Gers et al.
+      2000; Jozefowicz et al. 2015, "An Empirical Exploration of Recurrent Network Architectures". 0 is torch's.
     dtype: of the matrix products; state and gates are float32.
   """
 

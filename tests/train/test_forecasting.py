@@ -78,7 +78,8 @@ def test_metrics_of_a_series_against_numpy(waving, waves):
 
 def test_mase_by_hand():
   """Training values 1, 3, 2, 6 change by 2, 1, 4 from one to the next, by 1 and 3 over two steps."""
-  known = series.described(base.Data("csv", series=base.Series(window=3, horizon=3, period=2)), None, np.array([1., 3, 2, 6]))
+  config = base.Data("csv", series=base.Series(window=3, horizon=3, period=2))
+  known = series.described(config, None, np.array([1.0, 3, 2, 6]))
   assert (known.scale, known.seasonal_scale) == ((7 / 3,), (2.0,))
   inputs = np.array([[[1.0], [3.0], [2.0]]], np.float32)
   both = {name: np.asarray(x)[0, :, 0].tolist() for name, x in forecasting.baselines(inputs, known).items()}

@@ -16,26 +16,37 @@ from flaxonomy.configs import base
 from flaxonomy.errors import UserError
 from flaxonomy.train import checkpoint, evaluation, inference, loop, report
 
+PICTURES = {
+  "classification": {"confusion.png", "predictions.png"}, "gan": {"samples.png"},
+  "language_model": {"places.png", "surprise.png"}, "forecasting": {"forecast.png", "gradient_norm.png"},
+}  # fmt: skip
+OTHERS = {"language_model": {"tokenizer_text.json"}, "forecasting": {"traces.json"}}
+
 
 def test_a_run_leaves_everything(every_task, tmp_path):
   config = every_task()
   result = loop.run(config, tmp_path / "run", quiet=True)
   names = {p.name for p in (tmp_path / "run").iterdir()}
-  pictures = {"classification": {"confusion.png", "predictions.png"}, "gan": {"samples.png"}}[config.task]
-  assert (
-    names
-    == {".lock", "checkpoints", "config.json", "curves.png", "data.json", "metrics.jsonl", "report.html", "result.json"}
-    | {"status.json"}
-    | pictures
-  )
+  pictures = PICTURES[config.task]
+  assert names == {
+    ".lock",
+    "checkpoints",
+    "config.json",
+    "curves.png",
+    "data.json",
+    "metrics.jsonl",
+    "report.html",
+    "result.json",
+  } | {"status.json"} | pictures | OTHERS.get(config.task, set())
   saved = json.loads((tmp_path / "run/result.json").read_text())
   assert saved == result
   assert set(saved) == {"metrics", "step", "seconds", "config"}
   assert saved["step"] == 12
-  assert all(name.startswith("test_") for name in saved["metrics"])
+  split = evaluation.split_name(config)
+  assert all(name.startswith(f"{split}_") for name in saved["metrics"])
   trained = [row["step"] for row in report.read_metrics(tmp_path / "run") if row["split"] == "train"]
   assert trained == list(range(1, 13))
-  evaluations = [row["step"] for row in report.read_metrics(tmp_path / "run") if row["split"] == "test"]
+  evaluations = [row["step"] for row in report.read_metrics(tmp_path / "run") if row["split"] == split]
   assert evaluations == [6, 12]
   page = (tmp_path / "run/report.html").read_text()
   assert page.count("data:image/png;base64,") == len(pictures) + 1
