@@ -133,6 +133,10 @@ def _transformer_part(module, path):
   return (0, PARTS.index(found[1]), len(PARTS)) if found and module.final_norms else None
 
 
+def _transformer_stacks(module):
+  return {stack: (stack + "_{}", module.num_layers) for stack in ("encoder", "decoder")} if module.scan else {}
+
+
 def _transformer_tied(module):
   if module.final_norms:
     return {}
@@ -165,6 +169,6 @@ FAMILIES = {
   ),
   "Transformer": Family(
     _transformer, _transformer_told, tensor=_transformer_tensor, example=_one_token(2), layout=_transformer_layout,
-    part=_transformer_part, tied=_transformer_tied, constants=_transformer_constants,
+    part=_transformer_part, stacks=_transformer_stacks, tied=_transformer_tied, constants=_transformer_constants,
   ),
 }  # fmt: skip

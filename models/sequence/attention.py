@@ -21,7 +21,10 @@ HIDDEN = -0.7 * float(jnp.finfo(jnp.float32).max)  # a masked score; finite, so 
 
 
 class KeyValue(NamedTuple):
-  """Keys and values, [B, S, N, D / N] each, of what can be looked at."""
+  """Keys and values, [B N, S, D / N] each, of what can be looked at.
+
+  So they go into matrix products as they are: in any other form XLA's CPU backend copies a cache for every token.
+  """
 
   key: jax.Array
   value: jax.Array
@@ -34,31 +37,34 @@ class Cache(NamedTuple):
     layers: of each layer, or one with a leading axis of layers under `scan`; S = L slots.
     mask: [B, L] bool, slots that hold a token, no padding.
     index: [] int32, the next slot.
-    memory: of each layer, of the encoder's output; none without an encoder.
-    memory_mask: [B, S] bool or None.
+    memory: of each layer, or stacked alike, of the encoder's output; none without an encoder. Of fewer rows than the
+      rest while several hypotheses of each source are written.
+    memory_mask: [B, S] bool or None; its rows are the memory's.
   """
 
   layers: tuple[KeyValue, ...] | KeyValue
   mask: jax.Array
   index: jax.Array
-  memory: tuple[KeyValue, ...] = ()
+  memory: tuple[KeyValue, ...] | KeyValue = ()
   memory_mask: jax.Array | None = None
 
 
 def empty_cache(batch: int, length: int, num_heads: int, size: int, num_layers: int, dtype, scan=False) -> Cache:
   """A cache without tokens; `size` is that of a head."""
-  shape = (batch, length, num_heads, size)
+  shape = (batch * num_heads, length, size)
   one = lambda *lead: KeyValue(jnp.zeros((*lead, *shape), dtype), jnp.zeros((*lead, *shape), dtype))
   layers = one(num_layers) if scan else tuple(one() for _ in range(num_layers))
   return Cache(layers, jnp.zeros((batch, length), bool), jnp.zeros((), jnp.int32))
 
 
 def take_rows(cache: Cache, rows: jax.Array) -> Cache:
-  """A cache with these rows of the batch, [B'] int: what a beam search does with its hypotheses."""
-  axis = int(isinstance(cache.layers, KeyValue))  # behind that of the layers
-  layers = jax.tree.map(lambda x: jnp.take(x, rows, axis), cache.layers)
-  mask, memory, memory_mask = jax.tree.map(lambda x: x[rows], (cache.mask, cache.memory, cache.memory_mask))
-  return Cache(layers, mask, cache.index, memory, memory_mask)
+  """A cache with these rows, [B'] int: what a beam search does with its hypotheses.
+
+  The memory stays as it is, since all hypotheses of a source share it. So these must stand together, as many of each.
+  """
+  take = lambda x: x.reshape(len(cache.mask), -1, *x.shape[1:])[rows].reshape(-1, *x.shape[1:])
+  take = jax.vmap(take) if isinstance(cache.layers, KeyValue) else take  # over the layers
+  return cache._replace(layers=jax.tree.map(take, cache.layers), mask=cache.mask[rows])
 
 
 class Sight(NamedTuple):
@@ -160,8 +166,8 @@ class MultiHeadAttention(nn.Module):
 
     Args:
       x: [B, T, D], what asks.
-      memory: [B, S, D], or its `keys_values`; None: x itself.
-      mask: bool, [B or 1, N or 1, T or 1, S]; None: all may be seen.
+      memory: [B, S, D], or its `keys_values`, perhaps of fewer rows, for as many rows of x each; None: x itself.
+      mask: bool, [B or 1, N or 1, T or 1, S], for a memory of fewer rows with 1 for T; None: all may be seen.
       causal: the t-th query sees the first t + 1 elements at most.
       cache: KeyValue of L slots; x's keys and values go into those from `index`, and all L are looked at.
       index: [] int32.
@@ -170,12 +176,15 @@ class MultiHeadAttention(nn.Module):
     Returns:
       ([B, T, D], the KeyValue that was looked at)
     """
-    query = self._heads(self.query, x)
-    seen = memory if isinstance(memory, KeyValue) else self.keys_values(x if memory is None else memory)
+    if isinstance(memory, KeyValue):  # rows that share a memory ask as one
+      query = self._heads(self.query, x.reshape(len(memory.key) // self.num_heads, -1, x.shape[-1]))
+      seen = memory
+    else:
+      query, seen = self._heads(self.query, x), self.keys_values(x if memory is None else memory)
     if cache is not None:
-      put = lambda old, new: lax.dynamic_update_slice(old, new.astype(old.dtype), (0, index, 0, 0))
+      put = lambda old, new: lax.dynamic_update_slice(old, new.astype(old.dtype), (0, index, 0))
       seen = jax.tree.map(put, cache, seen)
-    y = self._attend(query, seen, mask, causal, train)
+    y = self._split(self._attend(query, seen, mask, causal, train)).swapaxes(1, 2)
     return on_rows(self.out, y.reshape(x.shape)), seen
 
   def keys_values(self, memory) -> KeyValue:
@@ -183,14 +192,23 @@ class MultiHeadAttention(nn.Module):
     return KeyValue(self._heads(self.key, memory), self._heads(self.value, memory))
 
   def _heads(self, layer, x):
-    return on_rows(layer, x).reshape(*x.shape[:2], self.num_heads, -1)
+    """[B, T, D] through a layer, to [B N, T, D / N]."""
+    split = on_rows(layer, x).reshape(*x.shape[:2], self.num_heads, -1)
+    return split.swapaxes(1, 2).reshape(-1, x.shape[1], split.shape[-1])
+
+  def _split(self, x):
+    """[B N, ...] to [B, N, ...]."""
+    return x.reshape(-1, self.num_heads, *x.shape[1:])
 
   def _attend(self, query, seen, mask, causal, train):
+    """[B N, T, D / N]"""
     dropped = train and self.dropout > 0
-    if not dropped and not self.is_mutable_collection("intermediates"):
-      return jax.nn.dot_product_attention(query, *seen, mask=mask, is_causal=causal, implementation=self.kernel)
-    scores = jnp.einsum("BTNH,BSNH->BNTS", query, seen.key, preferred_element_type=jnp.float32)
-    scores = scores * query.shape[-1] ** -0.5
+    if self.kernel != "xla" and not dropped and not self.is_mutable_collection("intermediates"):
+      heads_last = [self._split(x).swapaxes(1, 2) for x in (query, *seen)]
+      y = jax.nn.dot_product_attention(*heads_last, mask=mask, is_causal=causal, implementation=self.kernel)
+      return y.swapaxes(1, 2).reshape(query.shape)
+    scores = jnp.einsum("rth,rsh->rts", query, seen.key, preferred_element_type=jnp.float32)
+    scores = self._split(scores * query.shape[-1] ** -0.5)
     if causal:
       order = jnp.tri(*scores.shape[2:], dtype=bool)[None, None]
       mask = order if mask is None else order & mask
@@ -198,8 +216,8 @@ class MultiHeadAttention(nn.Module):
       scores = jnp.where(mask, scores, HIDDEN)
     weights = nn.softmax(scores)
     self.sow("intermediates", "weights", weights)
-    weights = self.drop(weights, deterministic=not train)
-    return jnp.einsum("BNTS,BSNH->BTNH", weights.astype(self.dtype), seen.value)
+    weights = self.drop(weights, deterministic=not train).reshape(-1, *weights.shape[2:])
+    return jnp.einsum("rts,rsh->rth", weights.astype(self.dtype), seen.value)
 
 
 class FeedForward(nn.Module):

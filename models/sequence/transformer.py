@@ -69,6 +69,9 @@ class Transformer(nn.Module):
     attention_dropout, activation_dropout: rates on attention's weights and behind the activation.
     pad_id: source tokens that are padding where no mask is given; looking one up, even as the first target token, gives
       its embedding no gradient, as with torch's padding_idx. None: there are none.
+    remat: layers compute their insides again for the gradient, which saves memory.
+    scan: the layers of a stack are one loop, which compiles faster; parameters then have a leading axis of layers,
+      under "encoder" and "decoder", and each stack is one stage.
     kernel: of the attention, "xla" or "cudnn".
     dtype: of the products and of what goes from layer to layer; logits are float32.
   """
@@ -90,6 +93,8 @@ class Transformer(nn.Module):
   attention_dropout: float = 0.0
   activation_dropout: float = 0.0
   pad_id: int | None = None
+  remat: bool = False
+  scan: bool = False
   kernel: str = "xla"
   dtype: jnp.dtype = jnp.float32
 
@@ -109,8 +114,8 @@ class Transformer(nn.Module):
       activation=self.activation, dropout=self.dropout, attention_dropout=self.attention_dropout,
       activation_dropout=self.activation_dropout, kernel=self.kernel, dtype=self.dtype,
     )  # fmt: skip
-    self.encoder = [layer() for _ in range(self.num_layers)]
-    self.decoder = [layer(cross=True) for _ in range(self.num_layers)]
+    self.encoder = layer() if self.scan else [layer() for _ in range(self.num_layers)]
+    self.decoder = layer(cross=True) if self.scan else [layer(cross=True) for _ in range(self.num_layers)]
     if self.final_norms:
       self.encoder_norm, self.decoder_norm = (attention.layer_norm(1e-5, self.dtype) for _ in range(2))
     if self.head_bias:
@@ -138,12 +143,11 @@ class Transformer(nn.Module):
     """Stages "source", "encoder_0", ..., "memory", [B, S, D] each; arguments as for `__call__`."""
     self._check(source.shape[1], "source sequences")
     stages, mask = {}, self._mask(source, source_mask)
+    see = None if mask is None else mask[:, None, None, :]
     table = self.embedding if self.shared_embeddings else self.source_embedding
     places = jnp.arange(source.shape[1])[None]
     x = keep(self, stages, "source", self._embed(table, "encoder", source, places, train))
-    for i, layer in enumerate(self.encoder):
-      x, _ = layer(x, None if mask is None else mask[:, None, None, :], train=train)
-      x = keep(self, stages, f"encoder_{i}", x)
+    x, _ = self._through(stages, "encoder", self.encoder, lambda layer, x, own: layer(x, see, train=train), x)
     keep(self, stages, "memory", self.encoder_norm(x) if self.final_norms else x)
     return stages
 
@@ -164,20 +168,24 @@ class Transformer(nn.Module):
     """
     self._check(target.shape[1], "target sequences")
     sight = attention.look_back(target, target_mask, cache)
-    memories, memory_mask = ([memory] * self.num_layers, memory_mask) if cache is None else cache[3:]
+    index, own = None, (None, None) if self.scan else ((None, None),) * self.num_layers
+    if cache is not None:
+      index, memory_mask, own = cache.index, cache.memory_mask, (cache.layers, cache.memory)
+      own = own if self.scan else tuple(zip(*own))
     memory_mask = None if memory_mask is None else memory_mask.astype(bool)[:, None, None, :]
-    held = (None,) * self.num_layers if cache is None else cache.layers
-    index = None if cache is None else cache.index
-    stages, layers = {}, []
+
+    def step(layer, x, own):
+      held, seen = own
+      seen = memory if seen is None else seen
+      return layer(x, sight.mask, sight.causal, seen, memory_mask, held, index, train=train)
+
+    stages = {}
     x = keep(self, stages, "target", self._embed(self.embedding, "decoder", target, sight.positions, train))
-    for i, layer in enumerate(self.decoder):
-      x, kept = layer(x, sight.mask, sight.causal, memories[i], memory_mask, held[i], index, train=train)
-      x = keep(self, stages, f"decoder_{i}", x)
-      layers.append(kept)
+    x, layers = self._through(stages, "decoder", self.decoder, step, x, own)
     if self.final_norms:
       x = keep(self, stages, "decoded", self.decoder_norm(x))
     if cache is not None:
-      stages["cache"] = sight.cache._replace(layers=tuple(layers))
+      stages["cache"] = sight.cache._replace(layers=layers)
     logits = attention.tied_head(x, self.embedding.embedding, self.dtype)
     keep(self, stages, "logits", logits + self.logits_bias[None, None] if self.head_bias else logits)
     return stages
@@ -195,8 +203,32 @@ class Transformer(nn.Module):
     mask = self._mask(source, source_mask)
     memory = self.encode(source, mask, train=False)["memory"]
     size = self.hidden_size // self.num_heads
-    cache = attention.empty_cache(len(source), length, self.num_heads, size, self.num_layers, self.dtype)
-    return cache._replace(memory=tuple(layer.remember(memory) for layer in self.decoder), memory_mask=mask)
+    layers = (self.num_layers, self.dtype, self.scan)
+    cache = attention.empty_cache(len(source), length, self.num_heads, size, *layers)
+    remember = lambda layer: layer.remember(memory)
+    if self.scan:
+      remember = nn.vmap(remember, {"params": 0}, split_rngs={"params": False}, axis_size=self.num_layers)
+    memories = remember(self.decoder) if self.scan else tuple(map(remember, self.decoder))
+    return cache._replace(memory=memories, memory_mask=mask)
+
+  def _through(self, stages, name, stack, step, x, own=None):
+    """Through a stack of layers, by step(layer, x, what is that layer's own) -> (x, what it leaves).
+
+    Args: own: of each layer; with `scan` of all, with a leading axis. Returns: (x, what they leave, likewise)
+    """
+    if self.remat:
+      step = nn.remat(step, prevent_cse=not self.scan)
+    if self.scan:
+      rngs = {"params": True, "dropout": True}
+      loop = nn.scan(step, {"params": 0, "intermediates": 0}, split_rngs=rngs, length=self.num_layers)
+      x, left = loop(stack, x, own)
+      return keep(self, stages, name, x), left
+    left = []
+    for i, layer in enumerate(stack):
+      x, leaves = step(layer, x, None if own is None else own[i])
+      x = keep(self, stages, f"{name}_{i}", x)
+      left.append(leaves)
+    return x, tuple(left)
 
   def _check(self, length, what):
     if length > self.max_length:

@@ -62,7 +62,7 @@ def test_the_papers_equation(given, case):
   expected, weights = by_hand(params, x, memory, allowed)
   found, seen = call()
   np.testing.assert_allclose(found, expected, atol=2e-6)
-  assert seen.key.shape == seen.value.shape == (B, memory.shape[1], N, D // N)
+  assert seen.key.shape == seen.value.shape == (B * N, memory.shape[1], D // N)
   (found, _), kept = call(mutable=["intermediates"])
   np.testing.assert_allclose(found, expected, atol=2e-6)
   np.testing.assert_allclose(kept["intermediates"]["weights"][0], weights, atol=1e-6)
@@ -134,22 +134,36 @@ def test_positions_count_tokens():
 
 @pytest.mark.parametrize("scan", [False, True])
 def test_rows_of_a_cache(scan):
+  """All that is a hypothesis's own follows it; the source stays."""
   cache = attention.empty_cache(3, 4, N, 5, 2, jnp.float32, scan)
-  number = lambda x, axis: x + jnp.arange(3.0).reshape([3 if i == axis else 1 for i in range(x.ndim)])
+  layer = np.arange(2)[:, None] if scan else 0
+  numbers = lambda rows: (np.repeat(rows, N) + layer)[..., None, None]  # of the row, and of the layer
   cache = cache._replace(
-    layers=jax.tree.map(lambda x: number(x, int(scan)), cache.layers),
+    layers=jax.tree.map(lambda x: jnp.broadcast_to(numbers(range(3)), x.shape), cache.layers),
     mask=jnp.eye(3, 4, dtype=bool),
-    memory=(attention.KeyValue(number(jnp.zeros((3, 2, N, 5)), 0), number(jnp.zeros((3, 2, N, 5)), 0)),),
+    memory=(attention.KeyValue(jnp.ones((3 * N, 2, 5)), jnp.ones((3 * N, 2, 5))),),
     memory_mask=jnp.eye(3, 2, dtype=bool),
   )
   rows = [2, 0, 0, 1]
   found = attention.take_rows(cache, jnp.array(rows))
   assert jax.tree.structure(found) == jax.tree.structure(cache)
   for leaf in jax.tree.leaves(found.layers):
-    np.testing.assert_array_equal(leaf.max((-1, -2, -3)), np.tile(rows, (2, 1)) if scan else rows)
+    assert leaf.shape[-3:] == (4 * N, 4, 5)
+    np.testing.assert_array_equal(leaf, np.broadcast_to(numbers(rows), leaf.shape))
   np.testing.assert_array_equal(found.mask, np.eye(3, 4, dtype=bool)[rows])
-  np.testing.assert_array_equal(found.memory[0].value.max((1, 2, 3)), rows)
-  np.testing.assert_array_equal(found.memory_mask, np.eye(3, 2, dtype=bool)[rows])
+  assert found.memory is cache.memory
+  assert found.memory_mask is cache.memory_mask
+
+
+def test_rows_that_share_a_memory(given):
+  """As with a copy for each, also where some of it is hidden."""
+  module, params, x, memory = given
+  x = jnp.concatenate([x, x[::-1] + 1], 1).reshape(2 * B, *x.shape[1:])
+  allowed = np.arange(S)[None] < np.arange(1, B + 1)[:, None]
+  call = lambda memory, mask: module.apply({"params": params}, x, memory, mask[:, None, None], train=False)[0]
+  expected = call(jnp.repeat(memory, 2, 0), np.repeat(allowed, 2, 0))
+  seen = module.apply({"params": params}, memory, method="keys_values")
+  np.testing.assert_allclose(call(seen, allowed), expected, atol=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import pytest
 
 from flaxonomy import models
 from flaxonomy.errors import UserError
+from flaxonomy.models import interop
 from flaxonomy.models.sequence import transformer
 
 RNG = jax.random.PRNGKey(0)
@@ -92,7 +93,10 @@ def test_padding_changes_nothing():
   np.testing.assert_allclose(logits(SOURCE, shifted, None, mask)[:, 2:], expected[:, :2], atol=5e-6)
 
 
-@pytest.mark.parametrize("name, fields", [("transformer", {"norm_first": True, "final_norms": True}), ("marian", {})])
+@pytest.mark.parametrize(
+  "name, fields",
+  [("transformer", {"norm_first": True, "final_norms": True}), ("marian", {}), ("marian", {"scan": True})],
+)
 def test_decoding_with_a_cache(name, fields):
   """Token by token: as the whole sequence, with a padded source."""
   model, params = made(name, **fields)
@@ -108,6 +112,51 @@ def test_decoding_with_a_cache(name, fields):
     found.append(stages["logits"])
   np.testing.assert_allclose(np.concatenate(found, 1), expected, atol=5e-6)
   assert int(cache.index) == 4
+
+
+def stacked(params):
+  rest = {key: value for key, value in params.items() if key[8:] not in ("0", "1")}
+  layers = lambda stack: [params[f"{stack}_{i}"] for i in range(2)]
+  return rest | {
+    stack: jax.tree.map(lambda *leaves: jnp.stack(leaves), *layers(stack)) for stack in ("encoder", "decoder")
+  }
+
+
+def test_a_loop_over_layers_and_recomputing_them_change_nothing():
+  """Logits, gradients, and what the model starts with."""
+  model, params = made(num_layers=2, dropout=0.0)
+
+  def gradient(model, params):
+    loss = lambda params: jnp.square(model.apply({"params": params}, SOURCE, TARGET, train=True)["logits"]).mean()
+    return jax.jit(jax.value_and_grad(loss))(params)
+
+  value, expected = gradient(model, params)
+  # keys have no use for a bias: its gradient is nothing but rounding
+  close = lambda one, other: np.testing.assert_allclose(one, other, atol=1e-5 * float(jnp.abs(other).max()) + 1e-6)
+  for scan, remat in ((False, True), (True, True)):
+    found = gradient(model.clone(scan=scan, remat=remat), stacked(params) if scan else params)
+    close(found[0], value)
+    jax.tree.map(close, found[1], stacked(expected) if scan else expected)
+  looped = made(num_layers=2, scan=True)[0]
+  initial = jax.jit(lambda: looped.init(RNG, SOURCE, TARGET, train=False)["params"])()
+  assert jax.tree.map(jnp.shape, initial) == jax.tree.map(jnp.shape, stacked(params))
+  kernel = initial["decoder"]["mlp"]["fc1"]["kernel"]
+  assert float(jnp.abs(kernel[0] - kernel[1]).min()) > 0
+
+
+@pytest.mark.parametrize("name, fields", [("transformer", {"final_norms": True}), ("marian", {})])
+def test_public_names_of_a_loop_are_those_of_its_layers(name, fields):
+  """There and back is exact."""
+  model, params = made(name, num_layers=2, **fields)
+  fields = SMALL | {"num_layers": 2, **fields}
+  tensors = interop.to_torch(name, {"params": params}, **fields)
+  looped = interop.to_torch(name, {"params": stacked(params)}, **fields, scan=True)
+  assert tensors.keys() == looped.keys()
+  for key, value in tensors.items():
+    np.testing.assert_array_equal(looped[key], value)
+  back = interop.from_torch(name, tensors, **fields, scan=True)["params"]
+  assert jax.tree.structure(back) == jax.tree.structure(stacked(params))
+  jax.tree.map(np.testing.assert_array_equal, back, stacked(params))
 
 
 def test_fields():

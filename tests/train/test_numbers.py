@@ -51,9 +51,15 @@ def test_stop(any_task, poison, tmp_path):
   config = any_task(train__checkpoint_every=3, train__steps_per_dispatch=4)
   with pytest.raises(NumericError) as told:
     loop.run(config, tmp_path, quiet=True)
-  first = {"classification": "params/conv1_1/bias", "gan": "params/discriminator/"}[config.task]
+  leaves = {
+    "classification": "params/conv1_1/bias",
+    "gan": "params/discriminator/",
+    "language_model": "params/head/bias",
+  }
+  first, size = leaves[config.task], config.data.batch_size
   assert str(told.value).startswith(f"step 8: numbers are not finite (loss nan); first bad leaf {first}")
-  assert "batch at positions 224 to 255 of the training order; last good checkpoint: 6; " in str(told.value)
+  positions = f"batch at positions {7 * size} to {8 * size - 1} of the training order"
+  assert f"{positions}; last good checkpoint: 6; " in str(told.value)
   assert "train.on_nan" in str(told.value)
   assert told.value.exit_code == 4
   status = json.loads((tmp_path / "status.json").read_text())
