@@ -96,11 +96,10 @@ def test_mase_by_hand():
   np.testing.assert_allclose(found["rmse"], std * np.sqrt(2))
 
 
+@pytest.mark.parametrize("trained", ["adding"], indirect=True)
 def test_metrics_of_the_adding_problem(trained):
   """Right within 0.04; nothing of naive forecasts, which would mean nothing."""
   run = inference.load(trained, loop.make_mesh(2))
-  if run.info.name != "adding":
-    pytest.skip("a series")
   source, _ = series.open_split(run.config.data, "test[:3%]")
   error = np.abs(forecasts(run, source.records["inputs"]) - source.records["targets"][..., 0])
   row = report.read_metrics(trained)[-1]
@@ -129,6 +128,10 @@ def test_gradient_norms_against_pieces_of_an_rnn(tiny_series):
     norms.append(np.sqrt(np.square(slope).sum(1)))
     slope = (slope * (1 - h[t] ** 2)) @ layer["kernel_hh"].T
   np.testing.assert_allclose(found, np.stack(norms[::-1], 1), rtol=1e-4)
+  head["kernel"] = head["kernel"] * np.float32(1e-25)  # whose square is no float32
+  tiny = forecasting.gradient_norms(model, variables, batch["inputs"], batch["targets"])
+  assert tiny.shape == (3, 12)
+  assert 0 < float(tiny.min()) < 1e-25
 
 
 def test_traces_are_the_mean_of_those_that_were_followed(waving):
@@ -230,10 +233,10 @@ def test_a_run_goes_on_with_its_own_series_alone(tiny_series, waves, tmp_path):
     loop.run(changed, tmp_path / "run", quiet=True)
   path = tmp_path / "run/data.json"
   saved = json.loads(path.read_text())
-  for damage in (5, {"inputs": 1}, saved["series"] | {"std": [0]}):
+  for damage in (5, {"inputs": 1}, saved["series"] | {"std": [0]}, None):
     path.write_text(json.dumps(saved | {"series": damage}))
-    with pytest.raises(UserError, match="data.json' is damaged"):
-      loop.run(base.override(config, {"train.steps": 3}), tmp_path / "run", quiet=True)
+    with pytest.raises(UserError, match="data.json' is damaged|describes none"):
+      inference.load(tmp_path / "run", loop.make_mesh(2))
 
 
 @pytest.mark.parametrize(

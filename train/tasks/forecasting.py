@@ -25,8 +25,10 @@ def build(config, info, devices: int) -> Task:
   """The task of predicting `info.series`; see `tasks.build`.
 
   Raises:
-    UserError: a loss by another name than "mse".
+    UserError: a loss by another name than "mse", or no series.
   """
+  if info.series is None:
+    raise UserError(f"task 'forecasting' needs a series, and what is known of {info.name!r} describes none")
   series, shards = Series(**info.series), devices if config.train.zero else 1
   model = tasks.module(config, horizon=series.horizon, outputs=series.targets)
   tasks.require(config, hasattr(model, "horizon"))
@@ -107,7 +109,9 @@ def gradient_norms(model, variables, inputs: jax.Array, targets: jax.Array) -> j
     return losses.squared_error(forecast, targets).mean((1, 2)).sum()
 
   slopes = jax.grad(loss)(jnp.zeros((*inputs.shape[:2], model.hidden_size)))
-  return jnp.sqrt(jnp.square(slopes).sum(-1))
+  peak = jnp.abs(slopes).max(-1)
+  scaled = slopes / jnp.maximum(peak, 1e-37)[..., None]  # whose squares do not underflow as theirs would
+  return peak * jnp.sqrt(jnp.square(scaled).sum(-1))
 
 
 def baselines(inputs, series: Series) -> dict:
