@@ -4,9 +4,9 @@ Hochreiter and Schmidhuber 1997, section 5.4: two of a hundred numbers, both in 
 sum is asked for at the end; an answer counts as right within 0.04. comparison.png: accuracy. gradient_norm.png: the
 norm of the loss's gradient for the state after each step (Bengio et al. 1994; Pascanu et al. 2013), in trained nets.
 
-After 2,000 steps the RNN has 13.3 % of 2,000 test sequences right and the LSTM 14.6 %, which is chance: with forget gates
-that begin half open, its gradient vanishes as the RNN's does. Begun with a forget bias of 4 it has 100.0 %, the GRU 100.0 %.
-Eight minutes for all four on one busy CPU core.
+After 2,000 steps the RNN has 13.3 % of 2,000 test sequences right and the LSTM 14.6 %, which is chance: with forget
+gates that begin half open, its gradient vanishes as the RNN's does. Begun with a forget bias of 4 it has 100.0 %, the
+GRU 100.0 %. Eight minutes for all four on one busy CPU core.
 
   python launch.py --config=configs/basics_long_dependencies.py
 """
