@@ -6,7 +6,7 @@ norm of the loss's gradient for the state after each step (Bengio et al. 1994; P
 
 After 2,000 steps the RNN has 13.3 % of 2,000 test sequences right and the LSTM 14.6 %, which is chance: with forget
 gates that begin half open, its gradient vanishes as the RNN's does. Begun with a forget bias of 4 it has 100.0 %, the
-GRU 100.0 %. Eight minutes for all four on one busy CPU core.
+GRU 100.0 %. Eight to ten minutes for all four on one busy CPU core.
 
   python launch.py --config=configs/basics_long_dependencies.py
 """
