@@ -167,6 +167,7 @@ def builds(config):
   """A task's state takes shape."""
   from flaxonomy.data import sentences, text, views
   from flaxonomy.data.pipeline import Info
+  from flaxonomy.data.series import Series
   from flaxonomy.train import tasks
 
   if config.task in ("language_model", "text_classification", "translation"):
@@ -174,6 +175,11 @@ def builds(config):
     tokenizers = dict.fromkeys(("source", "target") if config.task == "translation" else ("text",), tokenizer)
     task = tasks.build(config, Info(config.data.name, ("a", "b"), size=100, tokenizers=tokenizers), 2)
     jax.eval_shape(task.init, jax.random.PRNGKey(0))
+    return
+  if config.task == "forecasting":
+    asked, inputs = config.data.series, 2 if config.data.name == "adding" else 1
+    known = Series(inputs, 1, asked.window, asked.horizon, asked.period, None, (0.0,), (1.0,))
+    jax.eval_shape(tasks.build(config, Info(config.data.name, series=known._asdict()), 2).init, jax.random.PRNGKey(0))
     return
   shape = SHAPES[config.data.name]
   shape = (*(config.data.image_size or shape[:2]), config.data.channels or shape[2])

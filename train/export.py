@@ -14,6 +14,7 @@ import safetensors.numpy
 from jax import export as jax_export
 
 from flaxonomy.configs import base
+from flaxonomy.data import text
 from flaxonomy.errors import UserError, warn
 from flaxonomy.models import interop
 from flaxonomy.train import inference, loop, report, weights
@@ -31,7 +32,7 @@ def export(path: str, which: str = "latest") -> Path:
 
   Returns:
     The folder `export` in the workdir: model.jaxexport, params.safetensors, perhaps public.safetensors, config.json,
-    labels.txt, README.md.
+    labels.txt, of text its tokenizers, README.md.
 
   Raises:
     UserError: a task that serves nothing, or a reloaded function that differs from the model.
@@ -58,6 +59,8 @@ def export(path: str, which: str = "latest") -> Path:
       warn(f"no public.safetensors: {error}")
   report.write_text(folder / "config.json", json.dumps(base.to_dict(run.config), indent=2) + "\n")
   report.write_text(folder / "labels.txt", "".join(f"{name}\n" for name in run.info.class_names))
+  for name, tokenizer in run.info.tokenizers.items():
+    text.save(tokenizer, folder / f"tokenizer_{name}.json")
   report.write_text(folder / "README.md", _readme(run, serve))
   _check(folder, serve, variables)
   return folder

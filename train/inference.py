@@ -124,7 +124,7 @@ def predict(path: str, inputs: list[str], which: str = "latest", changes: dict |
     raise UserError(f"task {run.config.task!r} does not label images; see --mode=eval for its pictures")
   given = run.task.given(inputs)
   header, rows, captions = labeller(run, mesh, loop.eval_batch_size(run.config, mesh))(given)
-  folder = _new_folder(run.folder / "predictions")
+  folder = new_folder(run.folder / "predictions")
   with (folder / "predictions.csv").open("w", newline="") as file:
     csv.writer(file).writerows([[given.kind, *header], *([name, *row] for name, row in zip(given.names, rows))])
   for i, caption in enumerate(captions if given.draw else ()):
@@ -160,7 +160,7 @@ def labeller(run: Trained, mesh, size: int):
   return label
 
 
-def _new_folder(path: Path) -> Path:
+def new_folder(path: Path) -> Path:
   """The folder, made; with a number behind its name if that is taken."""
   for i in range(1, 10**6):
     folder = path if i == 1 else path.with_name(f"{path.name}_{i}")
@@ -183,11 +183,14 @@ def preview(config: base.Config, path: str | Path) -> Path:
 
   Returns:
     The picture's path.
+
+  Raises:
+    UserError: a task that learns from something else than images.
   """
   folder = workdir.absolute(path)
   if tasks.data(config) is not pipeline:
     raise UserError(
-      f"--mode=preview shows images, and task {config.task!r} reads none; see --mode=eval for its pictures"
+      f"--mode=preview shows training images, and task {config.task!r} has none; see --mode=eval for its pictures"
     )
   workdir.check(folder, config)
   session = loop.prepare(config)

@@ -65,6 +65,8 @@ class Task(NamedTuple):
     given: what a user named -> Given, for `predict`; there where `table` is.
     read: lines of text -> Given, for chat; None if no answer is a text. The first column of `table` is the answer.
     averaged: outputs are probabilities, of which an ensemble's are the mean.
+    traces: outputs of the first examples of the evaluation -> {name: [N]}, numbers along a line, which a study lays
+      over each other; None if there are none.
     carry: B -> what the state carries over before the first batch of B examples; None if nothing is. The outputs of
       `predict_step` then have it behind the batch, as "carry".
     review: of metrics that are no sums over examples; None: all are.
@@ -85,6 +87,7 @@ class Task(NamedTuple):
   given: "Callable[[list[str]], Given] | None" = None
   read: "Callable[[list[str]], Given] | None" = None
   averaged: bool = False
+  traces: Callable[[dict], dict] | None = None
   carry: Callable[[int], Any] | None = None
   review: "Review | None" = None
 

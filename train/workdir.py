@@ -12,6 +12,7 @@ from pathlib import Path
 from flaxonomy.configs import base
 from flaxonomy.data import text
 from flaxonomy.data.pipeline import Info
+from flaxonomy.data.series import sound
 from flaxonomy.errors import BusyError, Preempted, UserError, first_line, shown
 from flaxonomy.train import processes
 from flaxonomy.train.report import write_text
@@ -252,7 +253,8 @@ def load_info(workdir: Path) -> Info:
   try:
     shape, series = saved["image_shape"], saved.get("series")
     shape = None if shape is None else tuple(shape)
-    series = None if series is None else {k: tuple(v) if isinstance(v, list) else v for k, v in series.items()}
+    if series is not None:
+      series = sound({k: tuple(v) if isinstance(v, list) else v for k, v in series.items()})
     tokenizers = dict.fromkeys(saved.get("tokenizers", ()))
     if not set(tokenizers) <= {"text", "source", "target"}:
       raise TypeError(f"tokenizers {shown(list(tokenizers))}")

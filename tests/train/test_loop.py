@@ -18,12 +18,13 @@ from flaxonomy.train import checkpoint, evaluation, inference, loop, report
 
 PICTURES = {
   "classification": {"confusion.png", "predictions.png"}, "gan": {"samples.png"},
-  "language_model": {"surprise.png", "places.png"},
+  "language_model": {"surprise.png", "places.png"}, "forecasting": {"forecast.png", "gradient_norm.png"},
   "text_classification": {"confusion.png", "saliency.png"},
   "translation": {"attention.png", "translations.png", "bleu_by_length.png"},
 }  # fmt: skip
-FILES = {  # others
+OTHERS = {
   "language_model": {"tokenizer_text.json"},
+  "forecasting": {"traces.json"},
   "text_classification": {"tokenizer_text.json"},
   "translation": {"tokenizer_source.json", "tokenizer_target.json", "translations.txt", "bleu_by_length.csv"},
 }
@@ -44,7 +45,7 @@ def test_a_run_leaves_everything(every_task, tmp_path):
     "metrics.jsonl",
     "report.html",
     "result.json",
-  } | {"status.json"} | pictures | FILES.get(config.task, set())
+  } | {"status.json"} | pictures | OTHERS.get(config.task, set())
   saved = json.loads((tmp_path / "run/result.json").read_text())
   assert saved == result
   assert set(saved) == {"metrics", "step", "seconds", "config"}

@@ -126,7 +126,7 @@ def test_refusals(tiny_text, tmp_path):
   loop.run(config, tmp_path / "run", quiet=True)
   with pytest.raises(UserError, match="classifiers of images, .*--mode=eval"):
     explain.explain(tmp_path / "run")
-  with pytest.raises(UserError, match="--mode=preview shows images"):
+  with pytest.raises(UserError, match="--mode=preview shows training images"):
     inference.preview(config, tmp_path / "new")
   assert not (tmp_path / "new").exists()
   with pytest.raises(UserError, match=r"12 tokens, more than the model's max_length \(8\)"):

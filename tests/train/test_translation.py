@@ -100,6 +100,7 @@ def test_chat_and_predict_write_the_same(learnt, tmp_path):
 def test_export(learnt):
   """The whole of greedy search in one function, for any number of sources."""
   folder = export.export(str(learnt))
+  assert {"tokenizer_source.json", "tokenizer_target.json"} <= {path.name for path in folder.iterdir()}
   run = inference.load(learnt, loop.make_mesh(1))
   function = jax.export.deserialize(bytearray((folder / "model.jaxexport").read_bytes()))
   given = run.task.read(["1 June 2001", "2 May 1960"]).batch(0, 2)["source"]

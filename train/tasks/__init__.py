@@ -17,6 +17,7 @@ TASKS = {  # by name: the module of train/tasks, and that of data/ which reads w
   "language_model": ("language_model", "streams"),
   "translation": ("translation", "pairs"),
   "text_classification": ("text_classification", "sentences"),
+  "forecasting": ("forecasting", "series"),
 }
 
 
