@@ -24,10 +24,10 @@ Sentences (sentences.py), padded with 0 to the width of their batch:
   text    [B, L] int32, "<s>" and a text
   label   [B] int32
 
-Pairs (pairs.py), both padded likewise:
+Pairs (pairs.py), each padded to what its column needs in the bucket:
 
-  source  [B, L] int32, a text and "</s>"
-  target  [B, L] int32, "<s>", a text and "</s>"
+  source  [B, S] int32, a text and "</s>"
+  target  [B, T] int32, "<s>", a text and "</s>"
 
 Series (series.py), standardised:
 

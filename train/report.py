@@ -10,6 +10,7 @@ import os
 import re
 import sys
 import time
+import warnings
 from pathlib import Path
 
 from flaxonomy.errors import missing_extra, warn
@@ -190,7 +191,9 @@ def save_figures(folder: Path, named: dict) -> None:
       write_text(folder / name, figure)
       continue
     partial = folder / f"{name}.partial"
-    figure.savefig(partial, format="png", dpi=100)
+    with warnings.catch_warnings():
+      warnings.filterwarnings("ignore", "Glyph .* missing from font", UserWarning)  # of scripts without a font here
+      figure.savefig(partial, format="png", dpi=100)
     os.replace(partial, folder / name)
 
 

@@ -3,10 +3,13 @@
 import textwrap
 
 import numpy as np
-from matplotlib import colormaps
+from matplotlib import colormaps, font_manager
 from matplotlib.figure import Figure
 
 WIDTH = 100  # characters in a line
+OTHERS = (  # fonts of more scripts, those that are installed: no word of another script is there without one
+  "Noto Sans CJK KR", "Noto Sans KR", "NanumGothic", "Apple SD Gothic Neo", "Malgun Gothic", "Arial Unicode MS",
+)  # fmt: skip
 
 
 def coloured(rows: list[list[tuple[str, float]]], heading: str, titles=None, most: float | None = None) -> Figure:
@@ -77,6 +80,11 @@ def by_place(loss) -> Figure:
   return figure
 
 
+def _fonts(first: str) -> list[str]:
+  installed = {font.name for font in font_manager.fontManager.ttflist}
+  return [first, *(name for name in OTHERS if name in installed)]
+
+
 def beside(rows: list[list[tuple[str, str]]]) -> Figure:
   """Texts one below the other: of each row (name, text), long ones broken into lines."""
   lines = []
@@ -87,7 +95,7 @@ def beside(rows: list[list[tuple[str, str]]]) -> Figure:
       lines += [name.ljust(len(indent)) + first, *(indent + line for line in more)]
     lines.append("")
   figure = Figure(figsize=(10, 0.157 * len(lines) + 0.2))
-  figure.text(0.01, 0.99, "\n".join(lines), fontsize=8, va="top", family="monospace", linespacing=1.4)
+  figure.text(0.01, 0.99, "\n".join(lines), fontsize=8, va="top", family=_fonts("monospace"), linespacing=1.4)
   return figure
 
 
@@ -101,8 +109,9 @@ def maps(rows: list[tuple[list[str], list[str], np.ndarray]]) -> Figure:
   axes = figure.subplots(grid, columns, squeeze=False).reshape(-1)
   for axis, (across, down, weights) in zip(axes, rows):
     axis.imshow(weights, cmap="Greys", vmin=0, vmax=1, aspect="auto")
-    axis.set_xticks(range(len(across)), map(_shown, across), rotation=90, fontsize=7)
-    axis.set_yticks(range(len(down)), map(_shown, down), fontsize=7)
+    style = {"fontsize": 7, "family": _fonts("sans-serif")}
+    axis.set_xticks(range(len(across)), map(_shown, across), rotation=90, **style)
+    axis.set_yticks(range(len(down)), map(_shown, down), **style)
     axis.xaxis.tick_top()
   for axis in axes[len(rows) :]:
     axis.set_axis_off()

@@ -185,18 +185,20 @@ def test_refusals(texts, tmp_path, capsys):
 
 
 def test_pairs(both):
+  """A bucket by the longer sequence; each column as wide as its longest in that bucket and those before it."""
   widths = (4, 8, 17)
+  counts = [len(text.split()) for text in TEXTS]
   info, feed = opened(pairs, buckets=widths)
   source, target = info.tokenizers["source"], info.tokenizers["target"]
   assert source != target
   for batch in steps(feed, [(s, 1) for s in range(8)]):
-    assert batch["source"].shape == batch["target"].shape
     wanted = [
       ([*map(source.id, TEXTS[i].split()), 2], [1, *map(target.id, f"{TEXTS[i]} end".split()), 2])
       for i in batch["index"]
     ]
-    width = next(w for w in widths if w >= max(len(t) for _, t in wanted))
-    for column, rows in zip(("source", "target"), zip(*wanted)):
+    bucket = next(w for w in widths if w >= max(len(t) for _, t in wanted))
+    longest = max(n for n in counts if n + 3 <= bucket)
+    for column, rows, width in zip(("source", "target"), zip(*wanted), (longest + 1, longest + 3)):
       assert batch[column].tolist() == [ids + [0] * (width - len(ids)) for ids in rows]
     assert batch["mask"].tolist() == [1] * BATCH
 
