@@ -7,7 +7,7 @@ from matplotlib import colormaps, font_manager
 from matplotlib.figure import Figure
 
 WIDTH = 100  # characters in a line
-OTHERS = (  # fonts of more scripts, those that are installed: no word of another script is there without one
+OTHERS = (  # fonts with more scripts, where they are installed; without one such words are rows of boxes
   "Noto Sans CJK KR", "Noto Sans KR", "NanumGothic", "Apple SD Gothic Neo", "Malgun Gothic", "Arial Unicode MS",
 )  # fmt: skip
 
