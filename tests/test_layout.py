@@ -165,12 +165,13 @@ def test_configs_are_complete_and_build(name):
 
 def builds(config):
   """A task's state takes shape."""
-  from flaxonomy.data import text, views
+  from flaxonomy.data import sentences, text, views
   from flaxonomy.data.pipeline import Info
   from flaxonomy.train import tasks
 
-  if config.task == "language_model":
-    task = tasks.build(config, Info(config.data.name, size=100, tokenizers={"text": text.train("chars", ["ab\n"])}), 2)
+  if config.task in ("language_model", "text_classification"):
+    tokenizer = text.train("chars", ["ab\n"], specials=sentences.SPECIALS)
+    task = tasks.build(config, Info(config.data.name, ("a", "b"), size=100, tokenizers={"text": tokenizer}), 2)
     jax.eval_shape(task.init, jax.random.PRNGKey(0))
     return
   shape = SHAPES[config.data.name]
