@@ -3,9 +3,9 @@ Embedding".
 
   python launch.py --config=configs/sst2_bilstm.py --config.data.data_dir=DIR
 
-DIR holds train.tsv and dev.tsv as GLUE has them, or .gz of them. Trained on the 67,349 phrases, about five epochs; 84.2 % of
-the 872 sentences of dev, 85.7 % of the 1,821 of test (--mode=eval --config.data.eval_split=test). 8 minutes on half a
-busy CPU core.
+DIR holds train.tsv and dev.tsv as GLUE has them, or .gz of them. Trained on the 67,349 phrases, about five epochs;
+84.2 % of the 872 sentences of dev, 85.7 % of the 1,821 of test (--mode=eval --config.data.eval_split=test). 8 minutes
+on half a busy CPU core.
 """
 
 from flaxonomy.configs.base import Config, Data, Model, Optim, Text, Train

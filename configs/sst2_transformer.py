@@ -2,8 +2,8 @@
 
   python launch.py --config=configs/sst2_transformer.py --config.data.data_dir=DIR
 
-The data of sst2_bilstm. About three epochs, before it has the phrases by heart: 80.6 % of dev, 81.3 % of test. 10 minutes on
-half a busy CPU core.
+The data of sst2_bilstm. About three epochs, before it has the phrases by heart: 80.6 % of dev, 81.3 % of test. 10
+minutes on half a busy CPU core.
 """
 
 from flaxonomy.configs.base import Config, Data, Model, Optim, Text, Train

@@ -18,9 +18,9 @@ from flaxonomy.train import checkpoint, evaluation, inference, loop, report
 
 PICTURES = {
   "classification": {"confusion.png", "predictions.png"}, "gan": {"samples.png"},
-  "language_model": {"surprise.png", "places.png"},
+  "language_model": {"surprise.png", "places.png"}, "text_classification": {"confusion.png", "saliency.png"},
 }  # fmt: skip
-TOKENIZERS = {"language_model": {"tokenizer_text.json"}}
+TOKENIZERS = dict.fromkeys(("language_model", "text_classification"), {"tokenizer_text.json"})
 
 
 def test_a_run_leaves_everything(every_task, tmp_path):
