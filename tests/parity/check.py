@@ -21,8 +21,7 @@ import seeded
 import seq2seq
 import transformers
 
-# All other files are of image classifiers.
-COMPARE = {stem: family.compare for family in (recurrent, seq2seq, transformers) for stem in family.FILES}
+FAMILIES = (recurrent, seq2seq, transformers)  # each knows its files by what they hold; all others are of classifiers
 
 
 class Row(NamedTuple):
@@ -46,8 +45,9 @@ def check(path) -> list[Row]:
   """
   case = seeded.load(path)
   stem = Path(path).stem
+  family = next((each for each in FAMILIES if each.model_of(case)), classifiers)
   with jax.default_matmul_precision("highest"):
-    found = layers.CHECKS[stem](case) if stem in layers.CHECKS else COMPARE.get(stem, classifiers.compare)(case, stem)
+    found = layers.CHECKS[stem](case) if stem in layers.CHECKS else family.compare(case, stem)
   rows = [Row(key, *difference(ours, theirs, tolerance)) for key, (ours, theirs, tolerance) in found.items()]
   every = [f"{group}/{name}" for group in ("out", "mid", "grad") for name in case[group]]
   seen = {row.key for row in rows} | {"out/" + row.key for row in rows}

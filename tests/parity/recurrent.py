@@ -7,12 +7,14 @@ import training
 from flaxonomy.models import interop
 
 FILES = ("rnn", "birnn", "lstm", "bilstm", "gru", "bigru")
+GATES = {1: "rnn", 3: "gru", 4: "lstm"}
 TOLERANCE = 1e-5
 
 
-def name_of(stem: str) -> str:
-  """The model of a file: "bilstm" is an lstm; that it reads in both directions is seen in its weights."""
-  return stem.removeprefix("bi")
+def model_of(case: dict) -> str | None:
+  """The model of a file, by the gates of its weights; None if it is of another kind."""
+  weight = case["weights"].get("weight_hh_l0")
+  return None if weight is None else GATES.get(len(weight) // weight.shape[1])
 
 
 def compare(case: dict, stem: str) -> dict:
@@ -24,7 +26,7 @@ def compare(case: dict, stem: str) -> dict:
     case: from seeded.load.
     stem: the file's name.
   """
-  name = name_of(stem)
+  name = model_of(case)
   model = interop.model_of(name, case["weights"])
   params = jax.tree.map(jnp.asarray, interop.from_torch(name, case["weights"])["params"])
   x, lengths, *state = (jnp.asarray(case["in"][key]) for key in ("x", "lengths", "h0", "c0"))

@@ -16,6 +16,11 @@ GRADIENTS = 1e-4
 LR = 0.1  # the files do not say: with it, and a momentum of .9, their losses are met
 
 
+def model_of(case: dict) -> str | None:
+  """The model of a file, by the names of its weights; None if it is of another kind."""
+  return "seq2seq" if {"se.weight", "te.weight"} <= case["weights"].keys() else None
+
+
 def tensors_of(case: dict) -> dict:
   """Its weights but for those that have no gradient: the net without attention carries a Wc that it does not use."""
   return {key: value for key, value in case["weights"].items() if key in case["grad"]}

@@ -1,5 +1,7 @@
 """Encoder-decoders against the papers' equations in torch: every number of every golden file, weights both ways."""
 
+import shutil
+
 import check
 import numpy as np
 import pytest
@@ -53,3 +55,13 @@ def test_an_encoder_that_stops_at_the_lengths_is_told_apart(root, monkeypatch):
   rows = {row.key: row for row in check.check(root / f"{FOLDER}/seq2seq_dot.npz")}
   assert rows["out/logits"].error > 1e-3
   assert rows["out/attn"].error > 1e-3
+
+
+@pytest.mark.parametrize("stem", ["bilstm", "seq2seq_dot", "gpt1", "marian"])
+def test_a_file_is_known_by_what_it_holds(stem, root, tmp_path):
+  shutil.copy(root / f"{FOLDER}/{stem}.npz", tmp_path / "another.npz")
+  case = seeded.load(tmp_path / "another.npz")
+  assert [bool(family.model_of(case)) for family in check.FAMILIES].count(True) == 1
+  rows = check.check(tmp_path / "another.npz")
+  assert len(rows) > 5
+  assert all(row.good for row in rows)

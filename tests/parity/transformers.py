@@ -14,15 +14,8 @@ from flaxonomy.models import interop
 from flaxonomy.models.sequence import attention, decoding
 from flaxonomy.train import losses
 
-TORCH = {"final_norms": True, "num_heads": 4, "pad_id": 0}
-FILES = {  # the model of each, and fields that neither its meta nor its tensors tell
-  "gpt1": ("gpt", {}),
-  "gpt2": ("gpt2", {}),
-  "gpt2_small": ("gpt2", {}),
-  "transformer_postln": ("transformer", TORCH),
-  "transformer_preln": ("transformer", TORCH | {"norm_first": True}),
-  "marian": ("marian", {}),
-}
+TYPES = {"openai-gpt": "gpt", "gpt2": "gpt2", "marian": "marian"}  # transformers' names of our models
+TORCH = {"final_norms": True, "num_heads": 4, "pad_id": 0}  # of torch's nn.Transformer: not in its tensors
 CONFIG = {  # Hugging Face's names of our fields
   "vocab_size": "vocab_size", "n_positions": "max_length", "n_embd": "hidden_size", "n_layer": "num_layers",
   "n_head": "num_heads", "max_position_embeddings": "max_length", "encoder_layers": "num_layers",
@@ -33,12 +26,19 @@ CONFIG = {  # Hugging Face's names of our fields
 FORWARD, GRADIENT = 1e-5, 1e-4
 
 
+def model_of(case: dict) -> str | None:
+  """The model of a file, by its meta or the names of its weights; None if it is of another kind."""
+  if any(key.startswith("t.decoder.layers.") for key in case["weights"]):
+    return "transformer"
+  return TYPES.get(case["meta"].get("config", {}).get("model_type"))
+
+
 def compare(case: dict, stem: str) -> dict:
   """{key: (ours, theirs, tolerance)} for all that a golden file holds.
 
   Args:
     case: from seeded.load.
-    stem: the file's name.
+    stem: the file's name; where norms stand in torch's nn.Transformer is told by a "preln" in it alone.
   """
   name, fields, params = load(case, stem)
   model = models.create(name, **fields)
@@ -56,7 +56,8 @@ def compare(case: dict, stem: str) -> dict:
 
 def load(case, stem) -> tuple[str, dict, dict]:
   """(name, all fields but those of the classes' defaults, parameters) of a file's model, without dropout."""
-  name, fields = FILES[stem]
+  name = model_of(case)
+  fields = TORCH | {"norm_first": "preln" in stem} if name == "transformer" else {}
   config = case["meta"].get("config", {})
   known = models.lookup(name)[1]
   fields = fields | {ours: config[key] for key, ours in CONFIG.items() if key in config and ours in known}
