@@ -3,7 +3,8 @@
   python launch.py --config=configs/imdb_bilstm.py --config.data.data_dir=DIR
 
 DIR holds train.jsonl and test.jsonl, a review a line with "text" and "label", or .gz of them; reviews are cut to 400
-tokens. Nets of this kind reach 86 to 89 % with all 25,000 reviews.
+tokens. Nets of this kind reach 86 to 89 % with all 25,000 reviews. 83.0 % of 4,000 after three epochs of 8,000
+(--config.train.steps=750), 10 minutes on half a busy CPU core.
 """
 
 from flaxonomy.configs.base import Config, Data, Model, Optim, Text, Train
