@@ -28,4 +28,9 @@ Pairs (pairs.py), both padded likewise:
 
   source  [B, L] int32, a text and "</s>"
   target  [B, L] int32, "<s>", a text and "</s>"
+
+Series (series.py), standardised:
+
+  inputs  [B, window, C] float32
+  targets [B, horizon, C'] float32, what follows
 """

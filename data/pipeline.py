@@ -36,7 +36,7 @@ class Info(NamedTuple):
   image_shape: tuple[int, int, int] | None = None
   size: int = 0  # examples of the split
   tokenizers: dict = {}  # of text, by what they are for: {"text": data.text.Tokenizer}
-  series: dict | None = None  # of series: {"inputs": C, "targets": C', "mean": (...), "std": (...)}
+  series: dict | None = None  # of series: what data.series.Series holds
 
 
 class Feed(NamedTuple):
@@ -196,30 +196,53 @@ def padded(size: int, batch_size: int) -> np.ndarray:
 def _resident(reader, size, order, batch_size, workers, mesh) -> Feed:
   """The whole split on the devices; items are indices."""
   whole = _read(reader, range(size))
-  instead = reader.stand_ins(size)
-  resident = place({"image": whole["image"], "label": whole["label"], "mask": whole["mask"]}, mesh, P())
+  arrays = {key: whole[key] for key in ("image", "label", "mask")}
+  return of_arrays(arrays, order, batch_size, mesh, reader.stand_ins(size))
 
-  def fetch(resident, item):
-    real = item["index"] >= 0
-    at = jnp.maximum(item["index"], 0)
-    batch = {key: jnp.where(real.reshape(-1, *[1] * (x.ndim - 1)), x[at], 0) for key, x in resident.items()}
-    return batch | {"index": item["index"]}
+
+def of_arrays(arrays: dict, order: Order, batch_size: int, mesh, instead=None, on_device: bool = True) -> Feed:
+  """A split that has been read whole.
+
+  Args:
+    arrays: {key: [N, ...]}, "mask" among them.
+    order: of the N training examples.
+    batch_size: examples of a batch, over all devices.
+    mesh: the devices, one axis.
+    instead: [N] the example that training takes for each; None: itself.
+    on_device: the arrays lie on the devices and items are indices; else each item is its batch.
+  """
+  size = order.size
+  resident = place(arrays, mesh, P()) if on_device else {}
+
+  def item(rows, spec):
+    own = {"index": own_rows(rows).astype(np.int32)}
+    return place(own if on_device else _taken(np, arrays, own["index"]), mesh, spec)
 
   def train_items(spans, most):
     def make(step, count):
       rows = order.rows(step * batch_size, count * batch_size).reshape(count, batch_size)
-      rows = np.pad(instead[rows], ((0, most - count), (0, 0)))
-      return place({"index": own_rows(rows).astype(np.int32)}, mesh, P(None, *mesh.axis_names))
+      rows = rows if instead is None else instead[rows]
+      return item(np.pad(rows, ((0, most - count), (0, 0))), P(None, *mesh.axis_names))
 
     return ahead(make(step, count) for step, count in spans)
 
   def eval_items():
-    rows = own_rows(padded(size, batch_size)).astype(np.int32)
-    return ahead(place({"index": row}, mesh, P(*mesh.axis_names)) for row in rows)
+    return ahead(item(rows, P(*mesh.axis_names)) for rows in padded(size, batch_size))
 
-  return Feed(
-    size, resident, fetch, train_items, eval_items, lambda indices: {k: v[list(indices)] for k, v in whole.items()}
-  )
+  def fetch(resident, item):
+    return _taken(jnp, resident, item["index"]) if on_device else item
+
+  def read(indices):
+    return _taken(np, arrays, np.array(list(indices), np.int32))
+
+  return Feed(size, resident, fetch, train_items, eval_items, read)
+
+
+def _taken(xp, arrays, index) -> dict:
+  """The batch of indices [..., B], zeros for -1; xp is NumPy or its namesake of JAX."""
+  real, at = index >= 0, xp.maximum(index, 0)
+  batch = {key: xp.where(real.reshape(*index.shape, *[1] * (x.ndim - 1)), x[at], 0) for key, x in arrays.items()}
+  return batch | {"index": index}
 
 
 def _streamed(reader, size, order, batch_size, workers, mesh) -> Feed:

@@ -44,6 +44,7 @@ MODELS = {
   "rnn_lm": "sequence.recurrent_lm:RNNLM",
   "lstm_lm": "sequence.recurrent_lm:LSTMLM",
   "gru_lm": "sequence.recurrent_lm:GRULM",
+  "forecaster": "sequence.forecaster:Forecaster",
   "seq2seq": "sequence.seq2seq:Seq2Seq",
   "gpt": "sequence.gpt:GPT1",
   "gpt2": "sequence.gpt:GPT",

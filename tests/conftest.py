@@ -16,7 +16,7 @@ from PIL import Image
 jax.config.update("jax_num_cpu_devices", 4)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
-from flaxonomy.configs.base import Config, Data, Model, Optim, Text, Train, override, to_dict  # noqa: E402
+from flaxonomy.configs.base import Config, Data, Model, Optim, Series, Text, Train, override, to_dict  # noqa: E402
 from flaxonomy.train import compile_cache  # noqa: E402
 
 compile_cache.enable()
@@ -107,6 +107,36 @@ def tiny_lm(novel):
 
 
 @pytest.fixture(scope="session")
+def waves(tmp_path_factory) -> Path:
+  """A CSV file of two waves and noise, 24 steps a season."""
+  path, t = tmp_path_factory.mktemp("waves") / "waves.csv", np.arange(600)
+  load = 50 + 20 * np.sin(t * np.pi / 12) + 3 * np.sin(t / 7) + np.random.default_rng(0).normal(size=600)
+  path.write_text("hour,load\n" + "".join(f"{i},{value:.4f}\n" for i, value in enumerate(load)))
+  return path
+
+
+@pytest.fixture
+def tiny_series(waves):
+  """A function: overrides -> a forecaster's config of a few seconds, with dropout."""
+
+  def make(**changes) -> Config:
+    config = Config(
+      task="forecasting",
+      model=Model("forecaster", {"cell": "gru", "hidden_size": 8, "dropout": 0.2}),
+      data=Data(
+        "csv", data_dir=str(waves), batch_size=16, eval_batch_size=20, series=Series(window=24, horizon=6, period=24)
+      ),
+      optim=Optim("adam", lr=1e-2, clip_norm=1.0),
+      train=Train(
+        steps=12, eval_every=6, log_every=1, loss="mse", devices=2, cpu_devices=4, tensorboard=False
+      ),
+    )  # fmt: skip
+    return override(config, {key.replace("__", "."): value for key, value in changes.items()})
+
+  return make
+
+
+@pytest.fixture(scope="session")
 def reviews(tmp_path_factory) -> Path:
   """A folder of made-up sentences, of which one word in three tells the label."""
   folder, rng = tmp_path_factory.mktemp("reviews"), np.random.default_rng(0)
@@ -141,7 +171,7 @@ def tiny_text(reviews):
 
 
 KINDS = {"classification": "tiny", "gan": "tiny_gan", "language_model": "tiny_lm"}  # fixtures of tasks that differ
-TASKS = KINDS | {"text_classification": "tiny_text"}  # of all tasks
+TASKS = KINDS | {"forecasting": "tiny_series", "text_classification": "tiny_text"}  # of all tasks
 
 
 @pytest.fixture(params=KINDS)

@@ -167,12 +167,18 @@ def builds(config):
   """A task's state takes shape."""
   from flaxonomy.data import sentences, text, views
   from flaxonomy.data.pipeline import Info
+  from flaxonomy.data.series import Series
   from flaxonomy.train import tasks
 
   if config.task in ("language_model", "text_classification"):
     tokenizer = text.train("chars", ["ab\n"], specials=sentences.SPECIALS)
     task = tasks.build(config, Info(config.data.name, ("a", "b"), size=100, tokenizers={"text": tokenizer}), 2)
     jax.eval_shape(task.init, jax.random.PRNGKey(0))
+    return
+  if config.task == "forecasting":
+    asked, inputs = config.data.series, 2 if config.data.name == "adding" else 1
+    known = Series(inputs, 1, asked.window, asked.horizon, asked.period, None, (0.0,), (1.0,))
+    jax.eval_shape(tasks.build(config, Info(config.data.name, series=known._asdict()), 2).init, jax.random.PRNGKey(0))
     return
   shape = SHAPES[config.data.name]
   shape = (*(config.data.image_size or shape[:2]), config.data.channels or shape[2])

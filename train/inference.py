@@ -135,7 +135,7 @@ def predict(path: str, inputs: list[str], which: str = "latest", changes: dict |
     outputs = {key: np.asarray(x)[: end - begin] for key, x in outputs.items()}
     header, more, said = run.task.table(outputs, run.info.class_names)
     rows, captions = rows + more, captions + said
-  folder = _new_folder(run.folder / "predictions")
+  folder = new_folder(run.folder / "predictions")
   with (folder / "predictions.csv").open("w", newline="") as file:
     csv.writer(file).writerows([[given.kind, *header], *([name, *row] for name, row in zip(given.names, rows))])
   for i, caption in enumerate(captions if given.draw else ()):
@@ -144,7 +144,7 @@ def predict(path: str, inputs: list[str], which: str = "latest", changes: dict |
   return folder
 
 
-def _new_folder(path: Path) -> Path:
+def new_folder(path: Path) -> Path:
   """The folder, made; with a number behind its name if that is taken."""
   for i in range(1, 10**6):
     folder = path if i == 1 else path.with_name(f"{path.name}_{i}")
@@ -167,6 +167,9 @@ def preview(config: base.Config, path: str | Path) -> Path:
 
   Returns:
     The picture's path.
+
+  Raises:
+    UserError: a task that learns from something else than images.
   """
   folder = workdir.absolute(path)
   if tasks.data(config) is not pipeline:
@@ -175,6 +178,8 @@ def preview(config: base.Config, path: str | Path) -> Path:
     )
   workdir.check(folder, config)
   session = loop.prepare(config)
+  if session.info.image_shape is None:
+    raise UserError(f"--mode=preview shows training images, and task {config.task!r} has none")
   mesh, shown, draws = session.mesh, min(8, session.train.size), 7
   count = -(-shown // mesh.size) * mesh.size
   batch = session.train.read([i % session.train.size for i in range(count)])

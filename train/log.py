@@ -82,6 +82,8 @@ class Log:
     with self._tolerant():
       self._rows.write(at, self._name, found.metrics)
       report.save_figures(self._folder, self._session.task.pictures(found.batch, found.outputs, found.sums))
+      if self._session.task.traces:
+        report.write_traces(self._folder, self._session.task.traces(found.outputs))
     self.saved(at)
     if self._progress:
       values = "  ".join(f"{k} {v:.4f}" for k, v in found.metrics.items())

@@ -100,12 +100,12 @@ def prepare(config: base.Config) -> Session:
 
 
 def same_data(one: pipeline.Info, other: pipeline.Info, here: str, there: str) -> None:
-  """Refuses two sets of data that differ in classes or image shape.
+  """Refuses two sets of data that differ in classes, image shape or series.
 
   Raises:
     UserError: names what differs.
   """
-  for field in ("class_names", "image_shape"):
+  for field in ("class_names", "image_shape", "series"):
     if getattr(one, field) != getattr(other, field):
       raise UserError(
         f"dataset {one.name!r} differs in {field.replace('_', ' ')}: {getattr(one, field)} {here}, "

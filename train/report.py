@@ -191,6 +191,20 @@ def save_figures(folder: Path, named: dict) -> None:
     os.replace(partial, folder / name)
 
 
+def write_traces(folder: Path, traces: dict) -> None:
+  """Writes {name: [N]} to traces.json."""
+  write_text(folder / "traces.json", json.dumps({name: list(map(float, row)) for name, row in traces.items()}) + "\n")
+
+
+def read_traces(folder: Path) -> dict[str, list[float]]:
+  """What `write_traces` wrote; what is missing or damaged is left out."""
+  try:
+    found = json.loads((folder / "traces.json").read_text())
+    return {name: list(map(float, row)) for name, row in found.items() if PLAIN.fullmatch(name)}
+  except (OSError, ValueError, TypeError, AttributeError, OverflowError, RecursionError):
+    return {}
+
+
 def finish(workdir: Path, result: dict) -> None:
   """Writes curves.png, report.html and result.json from what the workdir holds."""
   save_figures(workdir, {"curves.png": figures.curves(read_metrics(workdir))})

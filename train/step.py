@@ -64,6 +64,8 @@ class Task(NamedTuple):
     table: (outputs, names) -> (header, rows, captions) for `predict`; None if the task labels nothing.
     given: what a user named -> Given, for `predict`; there where `table` is.
     averaged: outputs are probabilities, of which an ensemble's are the mean.
+    traces: outputs of the first examples of the evaluation -> {name: [N]}, numbers along a line, which a study lays
+      over each other; None if there are none.
     carry: B -> what the state carries over before the first batch of B examples; None if nothing is. The outputs of
       `predict_step` then have it behind the batch, as "carry".
   """
@@ -82,6 +84,7 @@ class Task(NamedTuple):
   table: Callable | None = None
   given: "Callable[[list[str]], Given] | None" = None
   averaged: bool = False
+  traces: Callable[[dict], dict] | None = None
   carry: Callable[[int], Any] | None = None
 
 

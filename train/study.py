@@ -76,8 +76,16 @@ def _writing(folder):
 def _compare(folder, found):
   """Brings the comparison up to date with the runs that are finished."""
   rows = {label: report.read_metrics(folder / label) for label in found["runs"]}
-  report.save_figures(folder, {"comparison.png": figures.comparison(rows, found["best"])})
-  found["files"] = sorted({*found["files"], "comparison.png"})
+  made = {"comparison.png": figures.comparison(rows, found["best"])}
+  drawn = {}
+  for label in found["runs"]:
+    for name, row in report.read_traces(folder / label).items():
+      drawn.setdefault(name, {})[label] = (range(1, len(row) + 1), row)
+  for name, panel in drawn.items():
+    title = name.replace("_", " ")
+    made[f"{name}.png"] = figures.lines({title: panel}, "step of the example", [title])
+  report.save_figures(folder, made)
+  found["files"] = sorted({*found["files"], *made})
   report.write_text(folder / "comparison.json", json.dumps(found, indent=2) + "\n")
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from flaxonomy.configs import base
 from flaxonomy.data import text
 from flaxonomy.data.pipeline import Info
+from flaxonomy.data.series import sound
 from flaxonomy.errors import BusyError, Preempted, UserError, first_line, shown
 from flaxonomy.train import processes
 from flaxonomy.train.report import write_text
@@ -251,15 +252,17 @@ def load_info(workdir: Path) -> Info:
   try:
     shape, series = saved["image_shape"], saved.get("series")
     shape = None if shape is None else tuple(shape)
-    series = None if series is None else {k: tuple(v) if isinstance(v, list) else v for k, v in series.items()}
+    if series is not None:
+      series = sound({k: tuple(v) if isinstance(v, list) else v for k, v in series.items()})
     tokenizers = dict.fromkeys(saved.get("tokenizers", ()))
     if not set(tokenizers) <= {"text", "source", "target"}:
       raise TypeError(f"tokenizers {shown(list(tokenizers))}")
     info = Info(saved["name"], tuple(saved["class_names"]), shape, saved["size"], tokenizers, series)
   except (KeyError, TypeError, AttributeError) as error:
     raise UserError(f"{str(workdir / 'data.json')!r} is damaged: {error!r}") from None
-  kinds = [type(x) for x in (info.name, *info.class_names, *tokenizers, *(shape or (0, 0, 0)), info.size)]
-  if len(shape or kinds[-3:]) != 3 or kinds != [str] * (1 + len(info.class_names) + len(tokenizers)) + [int] * 4:
+  shape = (0, 0, 0) if info.image_shape is None else info.image_shape
+  kinds = [type(x) for x in (info.name, *info.class_names, *tokenizers, *shape, info.size)]
+  if len(shape) != 3 or kinds != [str] * (1 + len(info.class_names) + len(tokenizers)) + [int] * 4:
     raise UserError(f"{str(workdir / 'data.json')!r} is damaged: it describes no data")
   return info._replace(tokenizers={name: text.load(_tokenizer_file(workdir, name)) for name in tokenizers})
 

@@ -9,6 +9,7 @@ BUILDERS = {
   "digits": "flaxonomy.data.datasets.digits:Digits",
   "xo": "flaxonomy.data.datasets.xo:Xo",
   "python_source": "flaxonomy.data.datasets.python_source:PythonSource",
+  "mackey_glass": "flaxonomy.data.datasets.mackey_glass:MackeyGlass",
   "dates": "flaxonomy.data.datasets.dates:Dates",
   "text": "flaxonomy.data.datasets.text:Text",
   "labelled": "flaxonomy.data.datasets.labelled:Labelled",

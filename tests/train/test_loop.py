@@ -18,9 +18,13 @@ from flaxonomy.train import checkpoint, evaluation, inference, loop, report
 
 PICTURES = {
   "classification": {"confusion.png", "predictions.png"}, "gan": {"samples.png"},
-  "language_model": {"surprise.png", "places.png"}, "text_classification": {"confusion.png", "saliency.png"},
+  "language_model": {"surprise.png", "places.png"}, "forecasting": {"forecast.png", "gradient_norm.png"},
+  "text_classification": {"confusion.png", "saliency.png"},
 }  # fmt: skip
-TOKENIZERS = dict.fromkeys(("language_model", "text_classification"), {"tokenizer_text.json"})
+OTHERS = {
+  "language_model": {"tokenizer_text.json"}, "text_classification": {"tokenizer_text.json"},
+  "forecasting": {"traces.json"},
+}  # fmt: skip
 
 
 def test_a_run_leaves_everything(every_task, tmp_path):
@@ -38,7 +42,7 @@ def test_a_run_leaves_everything(every_task, tmp_path):
     "metrics.jsonl",
     "report.html",
     "result.json",
-  } | {"status.json"} | pictures | TOKENIZERS.get(config.task, set())
+  } | {"status.json"} | pictures | OTHERS.get(config.task, set())
   saved = json.loads((tmp_path / "run/result.json").read_text())
   assert saved == result
   assert set(saved) == {"metrics", "step", "seconds", "config"}
