@@ -1,16 +1,16 @@
-"""Sentiment of whole film reviews with a bidirectional LSTM, pooled by its largest values, on IMDB (Maas et al. 2011).
+"""Whole film reviews with an LSTM in both directions, pooled by its largest values: IMDB, Maas et al. 2011.
 
-    python launch.py --config=configs/imdb_bilstm.py --config.data.data_dir=imdb
+  python launch.py --config=configs/imdb_bilstm.py --config.data.data_dir=DIR
 
-The folder holds train.jsonl and test.jsonl, or these as .gz: a review a line, with "text" and "label". Reviews are cut
-to 400 tokens. Expected: 86 to 89% accuracy with all 25,000 reviews.
+DIR holds train.jsonl and test.jsonl, a review a line with "text" and "label", or .gz of them; reviews are cut to 400
+tokens. Nets of this kind reach 86 to 89 % with all 25,000 reviews. 83.0 % of 4,000 after three epochs of 8,000
+(--config.train.steps=750), 10 minutes on half a busy CPU core.
 """
 
 from flaxonomy.configs.base import Config, Data, Model, Optim, Text, Train
 
 
 def get_config() -> Config:
-  """The experiment."""
   return Config(
     task="text_classification",
     model=Model("bilstm_classifier", {"embedding_size": 128, "hidden_size": 64, "pool": "max", "dropout": 0.5}),

@@ -106,21 +106,30 @@ def tiny_lm(novel):
   return make
 
 
+@pytest.fixture(scope="session")
+def waves(tmp_path_factory) -> Path:
+  """A CSV file of two waves and noise, 24 steps a season."""
+  path, t = tmp_path_factory.mktemp("waves") / "waves.csv", np.arange(600)
+  load = 50 + 20 * np.sin(t * np.pi / 12) + 3 * np.sin(t / 7) + np.random.default_rng(0).normal(size=600)
+  path.write_text("hour,load\n" + "".join(f"{i},{value:.4f}\n" for i, value in enumerate(load)))
+  return path
+
+
 @pytest.fixture
-def tiny_translation():
-  """A function: overrides -> the config of a small translator of dates, with dropout."""
+def tiny_series(waves):
+  """A function: overrides -> a forecaster's config of a few seconds, with dropout."""
 
   def make(**changes) -> Config:
     config = Config(
-      task="translation",
-      model=Model("seq2seq", {"embedding_size": 8, "hidden_size": 8, "attention": "general", "dropout": 0.2}),
+      task="forecasting",
+      model=Model("forecaster", {"cell": "gru", "hidden_size": 8, "dropout": 0.2}),
       data=Data(
-        "dates", train_split="train[:128]", eval_split="test[:21]", batch_size=16, eval_batch_size=8,
-        text=Text("chars", length=56),
+        "csv", data_dir=str(waves), batch_size=16, eval_batch_size=20, series=Series(window=24, horizon=6, period=24)
       ),
-      optim=Optim("adam", lr=1e-2),
-      train=Train(steps=12, eval_every=6, log_every=1, devices=2, cpu_devices=4, tensorboard=False),
-      decode=Decode(max_ratio=0.0, max_extra=12),
+      optim=Optim("adam", lr=1e-2, clip_norm=1.0),
+      train=Train(
+        steps=12, eval_every=6, log_every=1, loss="mse", devices=2, cpu_devices=4, tensorboard=False
+      ),
     )  # fmt: skip
     return override(config, {key.replace("__", "."): value for key, value in changes.items()})
 
@@ -161,30 +170,21 @@ def tiny_text(reviews):
   return make
 
 
-@pytest.fixture(scope="session")
-def waves(tmp_path_factory) -> Path:
-  """A CSV file of two waves and noise, 24 steps a season."""
-  path, t = tmp_path_factory.mktemp("waves") / "waves.csv", np.arange(600)
-  load = 50 + 20 * np.sin(t * np.pi / 12) + 3 * np.sin(t / 7) + np.random.default_rng(0).normal(size=600)
-  path.write_text("hour,load\n" + "".join(f"{i},{value:.4f}\n" for i, value in enumerate(load)))
-  return path
-
-
 @pytest.fixture
-def tiny_series(waves):
-  """A function: overrides -> a forecaster's config of a few seconds, with dropout."""
+def tiny_translation():
+  """A function: overrides -> the config of a small translator of dates, with dropout."""
 
   def make(**changes) -> Config:
     config = Config(
-      task="forecasting",
-      model=Model("forecaster", {"cell": "gru", "hidden_size": 8, "dropout": 0.2}),
+      task="translation",
+      model=Model("seq2seq", {"embedding_size": 8, "hidden_size": 8, "attention": "general", "dropout": 0.2}),
       data=Data(
-        "csv", data_dir=str(waves), batch_size=16, eval_batch_size=20, series=Series(window=24, horizon=6, period=24)
+        "dates", train_split="train[:128]", eval_split="test[:21]", batch_size=16, eval_batch_size=8,
+        text=Text("chars", length=56),
       ),
-      optim=Optim("adam", lr=1e-2, clip_norm=1.0),
-      train=Train(
-        steps=12, eval_every=6, log_every=1, loss="mse", devices=2, cpu_devices=4, tensorboard=False
-      ),
+      optim=Optim("adam", lr=1e-2),
+      train=Train(steps=12, eval_every=6, log_every=1, devices=2, cpu_devices=4, tensorboard=False),
+      decode=Decode(max_ratio=0.0, max_extra=12),
     )  # fmt: skip
     return override(config, {key.replace("__", "."): value for key, value in changes.items()})
 
@@ -193,7 +193,7 @@ def tiny_series(waves):
 
 KINDS = {"classification": "tiny", "gan": "tiny_gan", "language_model": "tiny_lm"}  # fixtures of tasks that differ
 TASKS = KINDS | {  # of all tasks
-  "text_classification": "tiny_text", "translation": "tiny_translation", "forecasting": "tiny_series",
+  "forecasting": "tiny_series", "text_classification": "tiny_text", "translation": "tiny_translation",
 }  # fmt: skip
 
 

@@ -432,7 +432,7 @@ def test_workdirs(file, tmp_path):
     if info is not None:
       assert isinstance(info.name, str)
       assert all(isinstance(name, str) for name in info.class_names)
-      assert [type(n) for n in info.image_shape] == [int, int, int]
+      assert info.image_shape is None or [type(n) for n in info.image_shape] == [int, int, int]
       assert type(info.size) is int
   elif name == "result.json":
     result = read(workdir.finished, tmp_path, 100)

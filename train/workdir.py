@@ -261,8 +261,9 @@ def load_info(workdir: Path) -> Info:
     info = Info(saved["name"], tuple(saved["class_names"]), shape, saved["size"], tokenizers, series)
   except (KeyError, TypeError, AttributeError) as error:
     raise UserError(f"{str(workdir / 'data.json')!r} is damaged: {error!r}") from None
-  kinds = [type(x) for x in (info.name, *info.class_names, *tokenizers, *(shape or (0, 0, 0)), info.size)]
-  if len(shape or kinds[-3:]) != 3 or kinds != [str] * (1 + len(info.class_names) + len(tokenizers)) + [int] * 4:
+  shape = (0, 0, 0) if info.image_shape is None else info.image_shape
+  kinds = [type(x) for x in (info.name, *info.class_names, *tokenizers, *shape, info.size)]
+  if len(shape) != 3 or kinds != [str] * (1 + len(info.class_names) + len(tokenizers)) + [int] * 4:
     raise UserError(f"{str(workdir / 'data.json')!r} is damaged: it describes no data")
   return info._replace(tokenizers={name: text.load(_tokenizer_file(workdir, name)) for name in tokenizers})
 

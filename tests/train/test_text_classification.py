@@ -1,4 +1,4 @@
-"""Classification of texts: metrics and saliency by plain loops, runs that go on, predictions, export, refusals."""
+"""Classification of texts: metrics and saliency by plain loops, predictions, export, refusals."""
 
 import csv
 
@@ -6,7 +6,6 @@ import jax
 import numpy as np
 import pytest
 
-from flaxonomy.data import sentences
 from flaxonomy.errors import UserError
 from flaxonomy.train import evaluation, explain, export, inference, loop, tasks
 from flaxonomy.train.tasks import text_classification
@@ -87,16 +86,6 @@ def test_only_the_first_batch_has_saliency(tiny_text):
   for i, item in enumerate(items[:2]):
     _, outputs, _ = function([state], [None], {}, item)
     assert bool(np.asarray(outputs["saliency"]).any()) == (i == 0)
-
-
-def test_a_run_that_goes_on_is_the_same(tiny_text, assert_same_run, tmp_path):
-  """To the last bit, from within an epoch."""
-  config = tiny_text(train__steps=20)
-  assert sentences.Batches(loop.tasks.data(config).open_split(config.data, "train")[0].records.buckets, 8, 0).count > 12
-  loop.run(tiny_text(train__steps=20, train__eval_every=5), tmp_path / "whole", quiet=True)
-  loop.run(tiny_text(train__steps=5, train__eval_every=5), tmp_path / "parts", quiet=True)
-  loop.run(tiny_text(train__steps=20, train__eval_every=5), tmp_path / "parts", quiet=True)
-  assert_same_run(tmp_path / "whole", tmp_path / "parts")
 
 
 @pytest.mark.parametrize("name, fields", [("bilstm_classifier", None), ("transformer_classifier", TRANSFORMER)])

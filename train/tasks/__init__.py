@@ -20,6 +20,13 @@ TASKS = {  # by name: the module of train/tasks, and that of data/ which reads w
   "forecasting": ("forecasting", "series"),
 }
 
+DESCRIBED = {
+  "pipeline": "image_shape",
+  "streams": "tokenizers",
+  "series": "series",
+  "sentences": "tokenizers",
+  "pairs": "tokenizers",
+}  # by what in Info, each kind of data
 
 MANY = 2**20  # parameters, from which on a step is not cut into slices
 
@@ -35,7 +42,12 @@ def build(config, info, devices: int) -> Task:
   Raises:
     UserError: unknown task, model, field, optimizer or schedule.
   """
-  return _module(config, "train.tasks", 0).build(config, info, devices)
+  found = _module(config, "train.tasks", 0)
+  if not getattr(info, needed := DESCRIBED[TASKS[config.task][1]]):
+    raise UserError(
+      f"task {config.task!r} needs {needed.replace('_', ' ')}, and what is known of dataset {info.name!r} tells none"
+    )
+  return found.build(config, info, devices)
 
 
 def data(config):
