@@ -1,9 +1,9 @@
 """Korean to English, short everyday sentences: an encoder and decoder of a size to chat with.
 
 Luong, Pham, Manning 2015: GRUs, the encoder in both directions, the decoder looks back through a matrix. DIR holds
-Tatoeba's kor-eng.txt (manythings.org/anki), 3,723 pairs: too few to translate (BLEU 5.5 of
-its test split, lower case, after five minutes on one core), enough to see words found. For others of
-that collection: --config.data.text.languages="('de', 'en')".
+Tatoeba's kor-eng.txt (manythings.org/anki), 3,723 pairs: too few to translate (BLEU 5.5 of its
+test split, lower case, after five minutes on one core), enough to see some words found. For others of that collection:
+--config.data.text.languages="('de', 'en')".
 
   python launch.py --config=configs/korean_english.py --config.data.data_dir=DIR
   python launch.py --mode=chat --workdir=runs/korean_english
