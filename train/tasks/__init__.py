@@ -2,14 +2,17 @@
 
 import dataclasses
 import importlib
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from flaxonomy import models
 from flaxonomy.errors import UserError, unknown
+from flaxonomy.train import optim, sharding, step
 from flaxonomy.train.sharding import DATA
-from flaxonomy.train.step import Task
+from flaxonomy.train.step import State, Task
 
 TASKS = {  # by name: the module of train/tasks, and that of data/ which reads what it learns from
   "classification": ("classification", "pipeline"),
@@ -75,6 +78,63 @@ def require(config, fits: bool) -> None:
       f"task {config.task!r} cannot train model {config.model.name!r}; set config field 'task' or 'model.name' "
       f"(tasks: {', '.join(TASKS)}; models: {', '.join(models.MODELS)})"
     )
+
+
+class Learner(NamedTuple):
+  """One net and its optimizer; see `learner`.
+
+  Attributes:
+    params: shapes of its parameters.
+    collections: shapes of its other variables.
+    init: rng [2] -> State.
+    specs: as `Task.specs`.
+    step: (loss, augment, accumulate) -> train step, see `step.supervised`.
+  """
+
+  params: Any
+  collections: Any
+  init: Callable[[jax.Array], State]
+  specs: State
+  step: Callable
+
+
+def learner(config, variables: Callable, devices: int, carry: Callable[[], Any] = lambda: None) -> Learner:
+  """What every task with one net needs of it.
+
+  Args:
+    config: configs.base.Config.
+    variables: rng [2] -> the net's first variables.
+    devices: on which the step will be mapped.
+    carry: () -> the first `State.carry`.
+
+  Raises:
+    UserError: an optimizer or schedule that cannot be, or patterns of `optim.freeze` that mean no parameter.
+  """
+  shards = devices if config.train.zero else 1
+  params, collections = _split(jax.eval_shape(variables, jax.random.PRNGKey(0)))
+  optim.require(config.optim.freeze, optim.paths(params), "optim.freeze")
+  optimizer = optim.create(config.optim, config.train.steps, params, shards)
+
+  def init(rng):
+    params, collections = _split(variables(rng))
+    ema = jax.tree.map(jnp.copy, params) if config.train.ema_decay is not None else None
+    return State(jnp.zeros([], jnp.int32), rng, params, collections, optimizer.init(params), ema, carry())
+
+  def make(loss, augment=lambda rng, batch: batch, accumulate=None):
+    plan = sharding.plan(params, shards)
+    accumulate = microbatches(config, devices, params, collections) if accumulate is None else accumulate
+    return step.supervised(
+      loss=loss, optimizer=optimizer, plan=plan, augment=augment, accumulate=accumulate,
+      ema_decay=config.train.ema_decay,
+    )  # fmt: skip
+
+  specs = step.specs(jax.eval_shape(init, jax.random.PRNGKey(0)), shards)
+  return Learner(params, collections, init, specs, make)
+
+
+def _split(variables):
+  collections = dict(variables)
+  return collections.pop("params"), collections
 
 
 def microbatches(config, devices: int, params, collections) -> int:

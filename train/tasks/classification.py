@@ -10,9 +10,9 @@ import numpy as np
 import optax
 
 from flaxonomy.data import augment, images, views
-from flaxonomy.train import figures, losses, optim, sharding, step, tasks
+from flaxonomy.train import figures, losses, step, tasks
 from flaxonomy.train.sharding import DATA
-from flaxonomy.train.step import Given, Serve, State, Task
+from flaxonomy.train.step import Given, Serve, Task
 
 
 def build(config, info, devices: int) -> Task:
@@ -20,19 +20,8 @@ def build(config, info, devices: int) -> Task:
   num_classes = len(info.class_names)
   model = tasks.module(config, num_classes=num_classes)
   tasks.require(config, hasattr(model, "num_classes"))
-  shards, shape = devices if config.train.zero else 1, views.input_shape(config.data, info.image_shape)
-
-  def variables(rng):
-    return model.init(rng, jnp.zeros((1, *shape)), train=False)
-
-  params, collections = _split(jax.eval_shape(variables, jax.random.PRNGKey(0)))
-  optim.require(config.optim.freeze, optim.paths(params), "optim.freeze")
-  optimizer = optim.create(config.optim, config.train.steps, params, shards)
-
-  def init(rng):
-    params, collections = _split(variables(rng))
-    ema = jax.tree.map(jnp.copy, params) if config.train.ema_decay is not None else None
-    return State(jnp.zeros([], jnp.int32), rng, params, collections, optimizer.init(params), ema)
+  shape = views.input_shape(config.data, info.image_shape)
+  learner = tasks.learner(config, lambda rng: model.init(rng, jnp.zeros((1, *shape)), train=False), devices)
 
   def loss(params, collections, batch, rng):
     out, collections = model.apply(
@@ -51,35 +40,23 @@ def build(config, info, devices: int) -> Task:
     logits = [model.apply(variables, x, train=False)["logits"].astype(jnp.float32) for x in seen]
     return {"probs": sum(map(probabilities, logits)) / len(logits)}
 
-  train_step = step.supervised(
-    loss=loss,
-    optimizer=optimizer,
-    plan=sharding.plan(params, shards),
-    augment=augment.build(config.data, DATA),
-    accumulate=tasks.microbatches(config, devices, params, collections),
-    ema_decay=config.train.ema_decay,
-  )
+  change = augment.build(config.data, DATA)
   return Task(
-    init=init,
-    train_step=train_step,
+    init=learner.init,
+    train_step=learner.step(loss, change),
     predict_step=lambda state, batch: classify(state.variables(), batch["image"]),
     score=score,
     metrics=metrics,
     measures=("accuracy", "loss", "top5_accuracy") if num_classes > 10 else ("accuracy", "loss"),
     best="accuracy",
     pictures=lambda batch, outputs, sums: pictures(info.class_names, batch, outputs, sums),
-    augment=augment.build(config.data, DATA),
-    specs=step.specs(jax.eval_shape(init, jax.random.PRNGKey(0)), shards),
+    augment=change,
+    specs=learner.specs,
     serve=Serve(classify, info.image_shape, jnp.uint8, _example(info.image_shape)),
     table=table,
     given=lambda inputs: given(inputs, info.image_shape, config.data.fit),
     averaged=True,
   )
-
-
-def _split(variables):
-  collections = dict(variables)
-  return collections.pop("params"), collections
 
 
 def _example(shape):

@@ -14,8 +14,8 @@ import numpy as np
 
 from flaxonomy.data.series import Series
 from flaxonomy.errors import UserError
-from flaxonomy.train import figures, losses, optim, sharding, step, tasks
-from flaxonomy.train.step import Serve, State, Task
+from flaxonomy.train import figures, losses, step, tasks
+from flaxonomy.train.step import Serve, Task
 
 SHOWN = 5  # windows in a picture
 TRACED = 16  # examples of a batch, on each device, whose gradients are followed
@@ -27,23 +27,14 @@ def build(config, info, devices: int) -> Task:
   Raises:
     UserError: a loss by another name than "mse".
   """
-  series, shards = Series(**info.series), devices if config.train.zero else 1
+  series = Series(**info.series)
   model = tasks.module(config, horizon=series.horizon, outputs=series.targets)
   tasks.require(config, hasattr(model, "horizon"))
   if config.train.loss != "mse":
     raise UserError("task 'forecasting' learns by squared error; set config field 'train.loss' to 'mse'")
 
-  def variables(rng):
-    return model.init(rng, jnp.zeros((1, series.window, series.inputs)), train=False)
-
-  params = jax.eval_shape(variables, jax.random.PRNGKey(0))["params"]
-  optim.require(config.optim.freeze, optim.paths(params), "optim.freeze")
-  optimizer = optim.create(config.optim, config.train.steps, params, shards)
-
-  def init(rng):
-    params = variables(rng)["params"]
-    ema = jax.tree.map(jnp.copy, params) if config.train.ema_decay is not None else None
-    return State(jnp.zeros([], jnp.int32), rng, params, {}, optimizer.init(params), ema)
+  shape = (series.window, series.inputs)
+  learner = tasks.learner(config, lambda rng: model.init(rng, jnp.zeros((1, *shape)), train=False), devices)
 
   def loss(params, collections, batch, rng):
     stages = model.apply({"params": params}, batch["inputs"], train=True, rngs={"dropout": rng})
@@ -65,18 +56,10 @@ def build(config, info, devices: int) -> Task:
     x = (x - mean) / std if series.scale else x
     return {"forecast": model.apply(variables, x, train=False)["forecast"] * std + mean}
 
-  shape = (series.window, series.inputs)
   draw = lambda rng, b: jax.random.normal(rng, (b, *shape)) * (std if series.scale else 1)
   return Task(
-    init=init,
-    train_step=step.supervised(
-      loss=loss,
-      optimizer=optimizer,
-      plan=sharding.plan(params, shards),
-      augment=lambda rng, batch: batch,
-      accumulate=tasks.microbatches(config, devices, params, {}),
-      ema_decay=config.train.ema_decay,
-    ),
+    init=learner.init,
+    train_step=learner.step(loss),
     predict_step=predict_step,
     score=lambda outputs, batch: score(outputs, batch, series),
     metrics=lambda sums: metrics(sums, series),
@@ -84,7 +67,7 @@ def build(config, info, devices: int) -> Task:
     best="accuracy" if series.tolerance else "-mae",
     pictures=lambda batch, outputs, sums: pictures(batch, outputs, sums, series),
     augment=lambda rng, batch: batch,
-    specs=step.specs(jax.eval_shape(init, jax.random.PRNGKey(0)), shards),
+    specs=learner.specs,
     serve=Serve(call, shape, jnp.float32, draw),
     averaged=True,
     traces=traces,

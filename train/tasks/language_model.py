@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from flaxonomy.errors import UserError
-from flaxonomy.train import losses, optim, sharding, step, tasks, text_figures
-from flaxonomy.train.step import Serve, State, Task
+from flaxonomy.train import losses, step, tasks, text_figures
+from flaxonomy.train.step import Serve, Task
 
 SHOWN = 6  # windows in pictures
 
@@ -26,20 +26,13 @@ def build(config, info, devices: int) -> Task:
   model = tasks.module(config, vocab_size=tokenizer.size)
   tasks.require(config, hasattr(model, "start") and not hasattr(model, "encode"))
   _check(config, model, length)
-  shards, carried = devices if config.train.zero else 1, config.data.text.streams
-
-  def variables(rng):
-    return model.init(rng, jnp.zeros((1, 2), jnp.int32), train=False)
-
-  params = jax.eval_shape(variables, jax.random.PRNGKey(0))["params"]
-  optim.require(config.optim.freeze, optim.paths(params), "optim.freeze")
-  optimizer = optim.create(config.optim, config.train.steps, params, shards)
-
-  def init(rng):
-    params = variables(rng)["params"]
-    ema = jax.tree.map(jnp.copy, params) if config.train.ema_decay is not None else None
-    carry = model.start(config.data.batch_size) if carried else None
-    return State(jnp.zeros([], jnp.int32), rng, params, {}, optimizer.init(params), ema, carry)
+  carried = config.data.text.streams
+  learner = tasks.learner(
+    config,
+    lambda rng: model.init(rng, jnp.zeros((1, 2), jnp.int32), train=False),
+    devices,
+    lambda: model.start(config.data.batch_size) if carried else None,
+  )
 
   def predict(params, batch, rngs=None):
     """The stages for a batch, after what was carried over to it; with rngs in training."""
@@ -64,15 +57,8 @@ def build(config, info, devices: int) -> Task:
 
   weights = jnp.asarray(tokenizer.weights(), jnp.float32)
   return Task(
-    init=init,
-    train_step=step.supervised(
-      loss=loss,
-      optimizer=optimizer,
-      plan=sharding.plan(params, shards),
-      augment=lambda rng, batch: batch,
-      accumulate=(config.train.accumulate or 1) if carried else tasks.microbatches(config, devices, params, {}),
-      ema_decay=config.train.ema_decay,
-    ),
+    init=learner.init,
+    train_step=learner.step(loss, accumulate=(config.train.accumulate or 1) if carried else None),
     predict_step=predict_step,
     score=lambda outputs, batch: score(outputs, batch, weights),
     metrics=lambda sums: metrics(sums, tokenizer.unit),
@@ -80,7 +66,7 @@ def build(config, info, devices: int) -> Task:
     best="-loss",
     pictures=lambda batch, outputs, sums: pictures(tokenizer, batch, outputs, sums),
     augment=lambda rng, batch: batch,
-    specs=step.specs(jax.eval_shape(init, jax.random.PRNGKey(0)), shards),
+    specs=learner.specs,
     serve=Serve(call, (length,), jnp.int32, lambda rng, b: jax.random.randint(rng, (b, length), 0, tokenizer.size)),
     averaged=True,
     carry=model.start if carried else None,

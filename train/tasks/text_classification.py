@@ -12,9 +12,9 @@ from jax import lax
 
 from flaxonomy.data import sentences
 from flaxonomy.errors import UserError, warn
-from flaxonomy.train import figures, optim, sharding, step, tasks, text_figures
+from flaxonomy.train import figures, step, tasks, text_figures
 from flaxonomy.train.sharding import DATA
-from flaxonomy.train.step import Given, Serve, State, Task
+from flaxonomy.train.step import Given, Serve, Task
 from flaxonomy.train.tasks import classification
 
 SHOWN = 12  # texts in saliency.png
@@ -34,19 +34,8 @@ def build(config, info, devices: int) -> Task:
       f"data.text allows texts of {length} tokens, more than the model's max_length ({most}); set config field "
       "'model.fields.max_length'"
     )
-  shards, (_, probabilities) = devices if config.train.zero else 1, classification.LOSSES[config.train.loss]
-
-  def variables(rng):
-    return model.init(rng, jnp.ones((1, 2), jnp.int32), train=False)
-
-  params = jax.eval_shape(variables, jax.random.PRNGKey(0))["params"]
-  optim.require(config.optim.freeze, optim.paths(params), "optim.freeze")
-  optimizer = optim.create(config.optim, config.train.steps, params, shards)
-
-  def init(rng):
-    params = variables(rng)["params"]
-    ema = jax.tree.map(jnp.copy, params) if config.train.ema_decay is not None else None
-    return State(jnp.zeros([], jnp.int32), rng, params, {}, optimizer.init(params), ema)
+  _, probabilities = classification.LOSSES[config.train.loss]
+  learner = tasks.learner(config, lambda rng: model.init(rng, jnp.ones((1, 2), jnp.int32), train=False), devices)
 
   def loss(params, collections, batch, rng):
     out, mask = model.apply({"params": params}, batch["text"], train=True, rngs={"dropout": rng}), batch["mask"]
@@ -65,15 +54,8 @@ def build(config, info, devices: int) -> Task:
     return {"probs": probabilities(out["logits"]), "saliency": slope, "attention": look}
 
   return Task(
-    init=init,
-    train_step=step.supervised(
-      loss=loss,
-      optimizer=optimizer,
-      plan=sharding.plan(params, shards),
-      augment=lambda rng, batch: batch,
-      accumulate=config.train.accumulate or 1,  # in slices, each would add to all the embeddings
-      ema_decay=config.train.ema_decay,
-    ),
+    init=learner.init,
+    train_step=learner.step(loss, accumulate=config.train.accumulate or 1),  # slices would each add to all embeddings
     predict_step=predict_step,
     score=classification.score,
     metrics=classification.metrics,
@@ -81,7 +63,7 @@ def build(config, info, devices: int) -> Task:
     best="accuracy",
     pictures=lambda batch, outputs, sums: pictures(tokenizer, names, batch, outputs, sums),
     augment=lambda rng, batch: batch,
-    specs=step.specs(jax.eval_shape(init, jax.random.PRNGKey(0)), shards),
+    specs=learner.specs,
     serve=Serve(
       lambda variables, tokens: {"probs": probabilities(model.apply(variables, tokens, train=False)["logits"])},
       (length,),
