@@ -15,8 +15,8 @@ from flaxonomy.data import sentences
 from flaxonomy.data.sentences import PAD
 from flaxonomy.errors import UserError
 from flaxonomy.models.sequence import attention, decoding
-from flaxonomy.train import bleu, losses, optim, sharding, step, tasks, text_figures
-from flaxonomy.train.step import Given, Review, Serve, State, Task
+from flaxonomy.train import bleu, losses, step, tasks, text_figures
+from flaxonomy.train.step import Given, Review, Serve, Task
 
 SHOWN = 4  # sentences with a map of their attention
 TOLD = 12  # sentences beside their translations
@@ -33,19 +33,7 @@ def build(config, info, devices: int) -> Task:
   tokenizer = info.tokenizers["target"]
   if config.decode.bleu:
     bleu.require()
-  shards = devices if config.train.zero else 1
-
-  def variables(rng):
-    return model.init(rng, *[jnp.ones((1, 2), jnp.int32)] * 2, train=False)
-
-  params = jax.eval_shape(variables, jax.random.PRNGKey(0))["params"]
-  optim.require(config.optim.freeze, optim.paths(params), "optim.freeze")
-  optimizer = optim.create(config.optim, config.train.steps, params, shards)
-
-  def init(rng):
-    params = variables(rng)["params"]
-    ema = jax.tree.map(jnp.copy, params) if config.train.ema_decay is not None else None
-    return State(jnp.zeros([], jnp.int32), rng, params, {}, optimizer.init(params), ema)
+  learner = tasks.learner(config, lambda rng: model.init(rng, *[jnp.ones((1, 2), jnp.int32)] * 2, train=False), devices)
 
   def loss(params, collections, batch, rng):
     given, wanted = batch["target"][:, :-1], batch["target"][:, 1:]
@@ -66,21 +54,12 @@ def build(config, info, devices: int) -> Task:
       outputs["right"] = ((logits.argmax(-1) == wanted) & (wanted != PAD)).astype(jnp.float32)
     return outputs
 
-  def example(rng, b):
-    length = config.data.text.length
-    return jax.random.randint(rng, (b, length), PAD + 1, info.tokenizers["source"].size)
-
-  read = functools.partial(_given, info.tokenizers["source"], config.data.text.length)
+  source, widest = info.tokenizers["source"], sentences.widths(config.data.text)[-1]
+  example = lambda rng, b: jax.random.randint(rng, (b, widest), PAD + 1, source.size)
+  read = functools.partial(_given, source, widest)
   return Task(
-    init=init,
-    train_step=step.supervised(
-      loss=loss,
-      optimizer=optimizer,
-      plan=sharding.plan(params, shards),
-      augment=lambda rng, batch: batch,
-      accumulate=config.train.accumulate or 1,
-      ema_decay=config.train.ema_decay,
-    ),
+    init=learner.init,
+    train_step=learner.step(loss, accumulate=config.train.accumulate or 1),
     predict_step=predict_step,
     score=score,
     metrics=metrics,
@@ -88,8 +67,8 @@ def build(config, info, devices: int) -> Task:
     best="bleu" if config.decode.bleu else "exact_match",
     pictures=lambda batch, outputs, sums: pictures(info.tokenizers, batch, outputs),
     augment=lambda rng, batch: batch,
-    specs=step.specs(jax.eval_shape(init, jax.random.PRNGKey(0)), shards),
-    serve=Serve(lambda v, x: {"tokens": writer(v, x)}, (config.data.text.length,), jnp.int32, example),
+    specs=learner.specs,
+    serve=Serve(lambda v, x: {"tokens": writer(v, x)}, (widest,), jnp.int32, example),
     table=functools.partial(table, tokenizer),
     given=lambda inputs: read(sentences.lines(inputs)),
     read=read,
@@ -118,7 +97,7 @@ def translator(config, info):
     raise UserError(
       f"model {config.model.name!r} has one vocabulary for both languages; set config field 'data.text.shared' to True"
     )
-  widest = max(config.data.text.buckets or (config.data.text.length,))
+  widest = sentences.widths(config.data.text)[-1]
   if (most := getattr(model, "max_length", widest)) < widest:
     raise UserError(
       f"sequences of {widest} tokens (config fields 'data.text.length', 'data.text.buckets') are more than the model's "
