@@ -17,9 +17,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from flaxonomy.configs import base
-from flaxonomy.data import pipeline
 from flaxonomy.errors import UserError, first_line
 from flaxonomy.train import checkpoint, cpu, loop, numbers, workdir
+from flaxonomy.train.step import State
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 BLOCK = 64  # MiB written to measure the disk
@@ -112,7 +112,7 @@ def _disk(above: Path):
 
 def _checkpoint(above: Path):
   """Saves, verifies and restores; then flips a byte, which must be found."""
-  state = {"params": jnp.arange(1000.0)}
+  state = State(jnp.zeros([], jnp.int32), jax.random.PRNGKey(0), {"kernel": jnp.arange(1000.0)}, {}, ())
   like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
   began = time.perf_counter()
   with tempfile.TemporaryDirectory(dir=above, prefix=".doctor") as folder:
@@ -120,7 +120,7 @@ def _checkpoint(above: Path):
     saves.save(1, state, {}, {})
     saves.poll(wait=True)
     restored, _ = saves.restore(saves.newest(), like)
-    same = bool((restored["params"] == state["params"]).all())
+    same = bool((restored.params["kernel"] == state.params["kernel"]).all())
     seconds = time.perf_counter() - began
     step = Path(folder) / "checkpoints/1"
     largest = max((p for p in step.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
@@ -135,14 +135,14 @@ def _checkpoint(above: Path):
 
 def _data(config: base.Config, opened: list):
   """Reads single examples for two seconds at most, as a step would ask for them."""
-  reader = pipeline.Reader(*pipeline.open_split(config.data, config.data.train_split), fit=config.data.fit)
+  session = loop.prepare(base.override(config, {"data.on_device": False}))  # a large set would take minutes
   count, began = 0, time.perf_counter()
-  while time.perf_counter() - began < 2 and count < reader.info.size:
-    reader.example(count)
+  while time.perf_counter() - began < 2 and count < session.info.size:
+    session.train.read([count])
     count += 1
   speed = count / (time.perf_counter() - began)
-  opened.append(loop.prepare(base.override(config, {"data.on_device": False})))  # a large set would take minutes
-  return True, f"{config.data.name}: {reader.info.size:,} examples, one thread reads {speed:,.0f}/s"
+  opened.append(session)
+  return True, f"{config.data.name}: {session.info.size:,} examples, one thread reads {speed:,.0f}/s"
 
 
 def _step(session: loop.Session):

@@ -91,12 +91,12 @@ def prepare(config: base.Config) -> Session:
       f"train.accumulate {config.train.accumulate or 1}; nearest: {f'{near} or ' if near else ''}{near + divisor}"
     )
   source, info = data.open_split(config.data, config.data.train_split)
-  same_data(info, data.open_split(config.data, config.data.eval_split, info)[1], "to train", "to evaluate")
+  test = _opened_test(config, info)
   task = tasks.build(config, info, mesh.size)  # every name is known to be right before all the data is read
   if (best := (config.train.best_metric or task.best).removeprefix("-")) not in task.measures:
     raise unknown("metric", best, task.measures, "(config field 'train.best_metric')")
   train = data.open_feed(config.data, source, info, config.seed, config.data.batch_size, mesh)
-  return Session(config, mesh, info, task, train, open_test(config, mesh, info))
+  return Session(config, mesh, info, task, train, _test_feed(config, mesh, *test))
 
 
 def same_data(one: pipeline.Info, other: pipeline.Info, here: str, there: str) -> None:
@@ -119,10 +119,18 @@ def open_test(config: base.Config, mesh: Mesh, trained: pipeline.Info) -> pipeli
   Raises:
     UserError: it has other classes or shapes than the data that was trained on.
   """
-  data = tasks.data(config)
-  source, info = data.open_split(config.data, config.data.eval_split, trained)
+  return _test_feed(config, mesh, *_opened_test(config, trained))
+
+
+def _opened_test(config, trained):
+  source, info = tasks.data(config).open_split(config.data, config.data.eval_split, trained)
   same_data(trained, info, "to train", "to evaluate")
-  return data.open_feed(config.data, source, info, config.seed, eval_batch_size(config, mesh), mesh)
+  return source, info
+
+
+def _test_feed(config, mesh, source, info):
+  size = eval_batch_size(config, mesh)
+  return tasks.data(config).open_feed(config.data, source, info, config.seed, size, mesh)
 
 
 def eval_batch_size(config: base.Config, mesh: Mesh) -> int:
