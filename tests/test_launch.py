@@ -173,7 +173,7 @@ MISTAKES = {
   "config of another kind": (["--config=dict.py"], "must return a Config, not dict"),
   "flag": (["--wokdir=x"], "Unknown command line flag 'wokdir'. Did you mean: workdir"),
   "argument": (["train"], "unexpected argument 'train'"),
-  "mode": (["--mode=trian"], "<train|eval|predict|export|explain|preview|doctor>"),
+  "mode": (["--mode=trian"], "<train|eval|predict|sample|chat|export|explain|preview|doctor>"),
   "task": (["--config.task=classificaton"], "unknown task 'classificaton'; did you mean 'classification'?"),
   "model": (["--config.model.name=deepconvnet"], "unknown model 'deepconvnet'; did you mean 'deep_convnet' or"),
   "model field": (["--config.model.fields.droput=.1"], "'droput'; did you mean 'dropout'?"),
