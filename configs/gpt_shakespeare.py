@@ -3,7 +3,8 @@
   python launch.py --config=configs/gpt_shakespeare.py --config.data.data_dir=DIR
 
 Radford et al. 2018 and 2019; sizes and recipe after nanoGPT's train_shakespeare_char, whose figures are validation
-losses of 1.88 (its CPU settings, 4 layers of 128, windows of 64) and 1.47 (GPU, 6 layers of 384, windows of 256).
+losses of 1.88 (its CPU settings, 4 layers of 128, windows of 64) and 1.47 (GPU, 6 layers of 384, windows of 256). Ours,
+small: 1.43; :nanogpt was not run.
 """
 
 from flaxonomy.configs.base import Config, Data, Model, Optim, Text, Train, variant

@@ -235,7 +235,7 @@ def test_a_run_goes_on_with_its_own_series_alone(tiny_series, waves, tmp_path):
   saved = json.loads(path.read_text())
   for damage in (5, {"inputs": 1}, saved["series"] | {"std": [0]}, None):
     path.write_text(json.dumps(saved | {"series": damage}))
-    with pytest.raises(UserError, match="data.json' is damaged|describes none"):
+    with pytest.raises(UserError, match="data.json' is damaged|tells none"):
       inference.load(tmp_path / "run", loop.make_mesh(2))
 
 
