@@ -174,7 +174,7 @@ MISTAKES = {
   "flag": (["--wokdir=x"], "Unknown command line flag 'wokdir'. Did you mean: workdir"),
   "argument": (["train"], "unexpected argument 'train'"),
   "mode": (["--mode=trian"], "<train|eval|predict|sample|chat|export|explain|preview|doctor>"),
-  "task": (["--config.task=classificaton"], "unknown task 'classificaton'; did you mean 'classification' or 'text_classification'?"),
+  "task": (["--config.task=classificaton"], "unknown task 'classificaton'; did you mean 'classification' or"),
   "model": (["--config.model.name=deepconvnet"], "unknown model 'deepconvnet'; did you mean 'deep_convnet' or"),
   "model field": (["--config.model.fields.droput=.1"], "'droput'; did you mean 'dropout'?"),
   "unknown field of model fields": (["--config.model.fields={'droput': .1}"], "'droput'; did you mean 'dropout'?"),
