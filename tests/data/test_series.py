@@ -113,7 +113,7 @@ def table(tmp_path):
   def make(values, name="data.csv", **fields):
     text = "day,load,note\r\n" + "".join(f'{i},{v},"a, b"\r\n' for i, v in enumerate(values))
     path = tmp_path / name
-    (gzip.open if name.endswith(".gz") else open)(path, "wb").write(text.encode())
+    path.write_bytes(gzip.compress(text.encode()) if name.endswith(".gz") else text.encode())
     return Data("csv", data_dir=str(path), series=Series(**{"column": "load", "window": 5, "horizon": 2} | fields))
 
   return make
