@@ -67,6 +67,13 @@ def take_rows(cache: Cache, rows: jax.Array) -> Cache:
   return cache._replace(layers=jax.tree.map(take, cache.layers), mask=cache.mask[rows])
 
 
+def grow(cache: Cache, length: int) -> Cache:
+  """A cache of `length` slots, or of those it has, if they are more."""
+  more = max(length - cache.mask.shape[1], 0)
+  pad = lambda x: jnp.pad(x, [(0, 0)] * (x.ndim - 2) + [(0, more), (0, 0)])
+  return cache._replace(layers=jax.tree.map(pad, cache.layers), mask=jnp.pad(cache.mask, [(0, 0), (0, more)]))
+
+
 class Sight(NamedTuple):
   """What causal attention needs to know of its tokens: see `look_back`."""
 

@@ -15,6 +15,7 @@ model without a cache. Everything here is meant to be called within a function t
 Deviation from transformers: beams that do not exist yet score -inf, not -1e9, so that they never count as finished.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -28,6 +29,7 @@ PENALTIES = {  # what the sum of log probabilities is divided by: (length [], ex
   "power": lambda length, exponent: length**exponent,
   "gnmt": lambda length, exponent: ((5 + length) / 6) ** exponent,  # Wu et al. 2016, equation 14; Vaswani et al. 2017
 }
+GROWTHS = 4  # of a cache that is let grow
 EARLY_STOPPING = (True, False, "never")
 
 
@@ -67,7 +69,7 @@ class Beams(NamedTuple):
   scores: jax.Array
 
 
-def greedy(step: Callable, cache, begin: jax.Array, rules: Rules) -> jax.Array:
+def greedy(step: Callable, cache, begin: jax.Array, rules: Rules, grow: Callable | None = None) -> jax.Array:
   """Writes the likeliest token each time.
 
   Args:
@@ -75,16 +77,19 @@ def greedy(step: Callable, cache, begin: jax.Array, rules: Rules) -> jax.Array:
     cache: before the first token, of B rows.
     begin: [B, P] int, P >= 1, what stands first.
     rules: what may be written.
+    grow: (cache, length) -> the cache with room for so many tokens, for long results: one that grows `GROWTHS` times
+      on its way is read faster, and takes as many times longer to compile. It begins with room for P at least. None:
+      the cache has room for L - 1 from the start.
 
   Returns:
     [B, L] int32
   """
-  return _write(step, cache, begin, rules, lambda scores, position: scores.argmax(-1))
+  return _write(step, cache, begin, rules, lambda scores, position: scores.argmax(-1), grow)
 
 
 def sample(
   step: Callable, cache, begin: jax.Array, rules: Rules, rng: jax.Array,
-  temperature: float = 1.0, top_k: int | None = None, top_p: float | None = None,
+  temperature: float = 1.0, top_k: int | None = None, top_p: float | None = None, grow: Callable | None = None,
 ) -> jax.Array:  # fmt: skip
   """Draws each token; see `greedy` and `narrowed`. The token at t depends on `rng` and t.
 
@@ -95,7 +100,7 @@ def sample(
   def choose(scores, position):
     return jax.random.categorical(jax.random.fold_in(rng, position), narrowed(scores, temperature, top_k, top_p))
 
-  return _write(step, cache, begin, rules, choose)
+  return _write(step, cache, begin, rules, choose, grow)
 
 
 def narrowed(logits: jax.Array, temperature: float = 1.0, top_k: int | None = None, top_p: float | None = None):
@@ -133,24 +138,29 @@ def narrowed(logits: jax.Array, temperature: float = 1.0, top_k: int | None = No
   return jnp.full_like(logits, -jnp.inf).at[jnp.arange(logits.shape[0])[:, None], order].set(kept)
 
 
-def _write(step, cache, begin, rules, choose):
+def _write(step, cache, begin, rules, choose, grow):
   """One sequence a row; choose(scores [B, V], position) -> [B]."""
-  tokens, cache = _begin(step, cache, begin, rules)
+  first, end = begin.shape[1], rules.max_length
+  ends = [end] if grow is None else [first + (end - first) * i // GROWTHS for i in range(1, GROWTHS + 1)]
+  grow = grow or (lambda cache, length: cache)
+  tokens, cache = _begin(step, grow(cache, ends[0]), begin, rules)
 
-  def going(state):
+  def going(end, state):
     position, _, ended, _ = state
-    return (position < rules.max_length) & ~ended.all()
+    return (position < end) & ~ended.all()
 
   def write(state):
     position, tokens, ended, cache = state
     logits, cache = step(lax.dynamic_slice_in_dim(tokens, position - 1, 1, 1), cache)
-    scores = _ruled(logits.astype(jnp.float32), tokens, position, begin.shape[1], rules)
+    scores = _ruled(logits.astype(jnp.float32), tokens, position, first, rules)
     new = jnp.where(ended, rules.pad_id, choose(scores, position).astype(jnp.int32))
     tokens = lax.dynamic_update_slice_in_dim(tokens, new[:, None], position, 1)
     return position + 1, tokens, ended | _is_end(new, rules), cache
 
-  first = jnp.asarray(begin.shape[1], jnp.int32)
-  return lax.while_loop(going, write, (first, tokens, jnp.zeros(begin.shape[0], bool), cache))[1]
+  state = (jnp.asarray(first, jnp.int32), tokens, jnp.zeros(len(begin), bool), cache)
+  for end in ends:
+    state = lax.while_loop(functools.partial(going, end), write, (*state[:3], grow(state[3], end)))
+  return state[1]
 
 
 def take_rows(cache, rows: jax.Array):

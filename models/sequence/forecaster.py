@@ -87,7 +87,7 @@ def _by_step(layers, x, offsets, train) -> jax.Array:
     return (h, *rest), h[-1]
 
   zeros = jnp.zeros((layers.num_layers, len(x), layers.hidden_size), jnp.float32)
-  state = (zeros,) * rnn.CELLS[layers.cell][2]
+  state = (zeros,) * rnn.CELLS[layers.cell].arrays
   over_time = nn.scan(
     step, variable_broadcast="params", split_rngs={"params": False, "dropout": True}, in_axes=1, out_axes=1
   )

@@ -70,7 +70,11 @@ class RecurrentLM(nn.Module):
       self.cell, self.hidden_size, self.num_layers, dropout=self.dropout, init_scale=self.init_scale, dtype=self.dtype,
       name="layers",
     )  # fmt: skip
-    x, state = layers(x, None, None if cache is None else _turned(cache), train=train)
+    state = None if cache is None else _turned(cache)
+    if self._few(tokens, size, train):
+      x, state = layers(nn.one_hot(tokens, self.vocab_size), None, state, table.embedding, train=train)
+    else:
+      x, state = layers(x, None, state, train=train)
     x = drop(keep(self, stages, "layers", x))
     if cache is not None:
       stages["cache"] = _turned(state)
@@ -83,13 +87,18 @@ class RecurrentLM(nn.Module):
     keep(self, stages, "logits", logits.astype(jnp.float32))
     return stages
 
+  def _few(self, tokens, size, train) -> bool:
+    """Whether V letters by way of the table (see `rnn.Recurrent`) take fewer products than B T embeddings."""
+    plain = not (train and self.dropout) and not self.has_variable("perturbations", "embedding")
+    return plain and self.vocab_size * (tokens.size + size) < tokens.size * size
+
   @nn.nowrap
   def start(self, batch: int, length: int | None = None) -> tuple[jax.Array, ...]:
     """The state before the first token, zeros [B, L, H]: h, and c of an LSTM; it serves any length."""
     if self.cell not in rnn.CELLS:
       raise unknown("recurrent cell", self.cell, rnn.CELLS)
     shape = (batch, self.num_layers, self.hidden_size)
-    return tuple(jnp.zeros(shape, jnp.float32) for _ in range(rnn.CELLS[self.cell][2]))
+    return tuple(jnp.zeros(shape, jnp.float32) for _ in range(rnn.CELLS[self.cell].arrays))
 
 
 def _turned(state):

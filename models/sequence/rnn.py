@@ -12,6 +12,8 @@ gate acts on U h + b after the product, where the paper has U (r h).
 """
 
 import functools
+from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,28 +25,50 @@ from flaxonomy.errors import unknown
 State = tuple[jax.Array, ...]
 
 
-def elman(z: jax.Array, u: jax.Array, state: State) -> State:
+class Cell(NamedTuple):
+  """What happens in one step.
+
+  Attributes:
+    join: (z = W x + b, u = U h + c, [B, G H] each) -> a, of which `step` is a function; linear.
+    step: (a, state) -> the next state; the first array of a state is h.
+    gates: G.
+    arrays: of the state, [B, H] each.
+  """
+
+  join: Callable
+  step: Callable
+  gates: int
+  arrays: int
+
+
+def elman(a: jax.Array, state: State) -> State:
   """Elman: h' = tanh(W x + U h)."""
-  return (jnp.tanh(z + u),)
+  return (jnp.tanh(a),)
 
 
-def lstm(z: jax.Array, u: jax.Array, state: State) -> State:
+def lstm(a: jax.Array, state: State) -> State:
   """LSTM: c' = f c + i g; h' = o tanh(c')."""
   _, c = state
-  i, f, g, o = jnp.split(z + u, 4, -1)
+  i, f, g, o = jnp.split(a, 4, -1)
   c = nn.sigmoid(f) * c + nn.sigmoid(i) * jnp.tanh(g)
   return nn.sigmoid(o) * jnp.tanh(c), c
 
 
-def gru(z: jax.Array, u: jax.Array, state: State) -> State:
+def apart(z: jax.Array, u: jax.Array) -> jax.Array:
+  """What a GRU sees, [B, 4 H]: sums for r and z, both shares of n."""
+  (zr, zz, zn), (ur, uz, un) = jnp.split(z, 3, -1), jnp.split(u, 3, -1)
+  return jnp.concatenate([zr + ur, zz + uz, zn, un], -1)
+
+
+def gru(a: jax.Array, state: State) -> State:
   """GRU: h' = (1 - z) n + z h, with n = tanh(W x + r (U h))."""
   (h,) = state
-  (zr, zz, zn), (ur, uz, un) = jnp.split(z, 3, -1), jnp.split(u, 3, -1)
-  r, update = nn.sigmoid(zr + ur), nn.sigmoid(zz + uz)
+  r, update, zn, un = jnp.split(a, 4, -1)
+  r, update = nn.sigmoid(r), nn.sigmoid(update)
   return ((1 - update) * jnp.tanh(zn + r * un) + update * h,)
 
 
-CELLS = {"rnn": (elman, 1, 1), "lstm": (lstm, 4, 2), "gru": (gru, 3, 1)}  # the step, its gates, arrays of state
+CELLS = {"rnn": Cell(jnp.add, elman, 1, 1), "lstm": Cell(jnp.add, lstm, 4, 2), "gru": Cell(apart, gru, 3, 1)}
 
 
 class Recurrent(nn.Module):
@@ -72,13 +96,15 @@ class Recurrent(nn.Module):
   dtype: jnp.dtype = jnp.float32
 
   @nn.compact
-  def __call__(self, x, lengths=None, state=None, *, train: bool) -> tuple[jax.Array, State]:
+  def __call__(self, x, lengths=None, state=None, table=None, *, train: bool) -> tuple[jax.Array, State]:
     """Runs over whole sequences, or over the next stretch of them.
 
     Args:
       x: [B, T, I] float.
       lengths: [B] int, of each sequence; what lies behind changes nothing. None: all T.
       state: before the first element, as returned; None: zeros.
+      table: [V, I], where x is [B, T, V] and what is read is x @ table: of few letters, whose rows one-hot x chooses,
+        the first layer's products are fewer as x @ (table @ W).
       train: with dropout.
 
     Returns:
@@ -91,7 +117,7 @@ class Recurrent(nn.Module):
     directions = 1 + self.bidirectional
     if state is None:
       zeros = jnp.zeros((self.num_layers * directions, batch, self.hidden_size), jnp.float32)
-      state = (zeros,) * CELLS[self.cell][2]
+      state = (zeros,) * CELLS[self.cell].arrays
     keep = None if lengths is None else (jnp.arange(steps)[:, None] < lengths[None, :])[..., None].astype(jnp.float32)
     x, last = x.swapaxes(0, 1), []  # time first
     if keep is not None:
@@ -104,7 +130,7 @@ class Recurrent(nn.Module):
         name = f"layer{i}" + "_reverse" * direction
         layer = Layer(self.cell, self.hidden_size, self.init_scale, self.forget_bias, self.dtype, name=name)
         y = turned(x, lengths) if direction else x
-        y, end = layer(y, keep, tuple(s[i * directions + direction] for s in state))
+        y, end = layer(y, keep, tuple(s[i * directions + direction] for s in state), None if i else table)
         outputs.append(turned(y, lengths) if direction else y)
         last.append(end)
       x = jnp.concatenate(outputs, -1)
@@ -126,13 +152,19 @@ class Layer(nn.Module):
   dtype: jnp.dtype = jnp.float32
 
   @nn.compact
-  def __call__(self, x, keep, state) -> tuple[jax.Array, State]:
-    """Args: x: [T, B, I]. keep: [T, B, 1] or None. state: each [B, H]. Returns: (outputs [T, B, H], last state)."""
-    cell, gates, _ = CELLS[self.cell]
+  def __call__(self, x, keep, state, table=None) -> tuple[jax.Array, State]:
+    """Args: x: [T, B, I], or [T, B, V] with a table [V, I]. keep: [T, B, 1] or None. state: each [B, H].
+
+    Returns: (outputs [T, B, H], last state)
+    """
+    cell = CELLS[self.cell]
     limit = self.hidden_size**-0.5 if self.init_scale is None else self.init_scale
     init = lambda key, shape, dtype: jax.random.uniform(key, shape, dtype, -limit, limit)
-    wide = gates * self.hidden_size
-    w = self.param("kernel_ih", init, (x.shape[-1], wide), jnp.float32).astype(self.dtype)
+    wide = cell.gates * self.hidden_size
+    inputs = x.shape[-1] if table is None else table.shape[-1]
+    w = self.param("kernel_ih", init, (inputs, wide), jnp.float32).astype(self.dtype)
+    if table is not None:
+      w = table.astype(self.dtype) @ w
     u = self.param("kernel_hh", init, (self.hidden_size, wide), jnp.float32).astype(self.dtype)
     first = functools.partial(_remembering, init, self.forget_bias) if self.cell == "lstm" else init
     b, c = self.param("bias_ih", first, (wide,), jnp.float32), self.param("bias_hh", init, (wide,), jnp.float32)
@@ -160,13 +192,13 @@ def turned(x, lengths):
 def recur(cell, z, keep, u, c, state):
   """The recurrence alone: the inputs' share z comes from outside.
 
-  Its gradient keeps each step's products and adds up the kernel's in one matrix product behind the loop, which autodiff
-  would do step by step.
+  Its gradient keeps what each step's gates are functions of and adds up the kernel's in one matrix product behind the
+  loop, which autodiff would do step by step.
 
   Args:
-    cell: (z [B, G H], u h + c [B, G H], state) -> state; the first array of the state is h.
+    cell: Cell.
     z: [T, B, G H] float32, W x + b.
-    keep: [T, B, 1] float32, 0 where a step leaves the state as it is and puts out zeros; or None.
+    keep: [T, B, 1] float32, 1 and from some step on 0, where the state stays as it is and zeros are put out; or None.
     u: [H, G H], in the type of the products.
     c: [G H] float32.
     state: of arrays [B, H] float32.
@@ -174,46 +206,44 @@ def recur(cell, z, keep, u, c, state):
   Returns:
     (outputs [T, B, H], last state)
   """
-  last, (outputs, *_) = lax.scan(functools.partial(_step, cell, u, c, False), state, (z, keep))
-  return outputs, last
+  return _recur_fwd(cell, z, keep, u, c, state)[0]
 
 
-def _step(cell, u, c, kept, state, now):
-  z, keep = now
-  product = (state[0].astype(u.dtype) @ u).astype(jnp.float32) + c[None]
-  new = _gated(cell, z, product, state, keep)
-  output = new[0] if keep is None else new[0] * keep
-  return new, (output, product, state) if kept else (output,)
-
-
-def _gated(cell, z, product, state, keep):
-  new = cell(z, product, state)
+def _gated(cell, keep, a, state):
+  new = cell.step(a, state)
   return new if keep is None else tuple(jnp.where(keep > 0, after, before) for after, before in zip(new, state))
 
 
 def _recur_fwd(cell, z, keep, u, c, state):
-  last, (outputs, products, states) = lax.scan(functools.partial(_step, cell, u, c, True), state, (z, keep))
-  return (outputs, last), (z, keep, u, products, states)
+  def step(state, now):
+    z, keep = now
+    a = cell.join(z, (state[0].astype(u.dtype) @ u).astype(jnp.float32) + c[None])
+    new = _gated(cell, keep, a, state)
+    return new, (new[0] if keep is None else new[0] * keep, a, state[1:])
+
+  last, (outputs, sums, rest) = lax.scan(step, state, (z, keep))
+  return (outputs, last), (z, keep, u, state[0], outputs, sums, rest)
 
 
 def _recur_bwd(cell, saved, given):
-  z, keep, u, products, states = saved
+  z, keep, u, h, outputs, sums, rest = saved
   d_outputs, d_last = given
+  before = jnp.concatenate([h[None], outputs[:-1]])  # the h that each step began with
+  back_u = lax.optimization_barrier(u.T)  # turned once; XLA's CPU backend would read u across at every step
+  shares = lambda z, d: jax.linear_transpose(cell.join, z, z)(d)
 
   def back(d_state, now):
-    z, keep, product, state, d_output = now
-    _, pull = jax.vjp(lambda z, product, state: _gated(cell, z, product, state, keep), z, product, state)
+    z, keep, a, h, rest, d_output = now
+    _, pull = jax.vjp(functools.partial(_gated, cell, keep), a, (h, *rest))
     d_output = d_output if keep is None else d_output * keep
-    d_z, d_product, (d_h, *rest) = pull((d_state[0] + d_output, *d_state[1:]))
-    d_h = d_h + (d_product.astype(u.dtype) @ u.T).astype(jnp.float32)
-    return (d_h, *rest), (d_z, d_product)
+    d_a, (d_h, *d_rest) = pull((d_state[0] + d_output, *d_state[1:]))
+    d_h = d_h + (shares(z, d_a)[1].astype(u.dtype) @ back_u).astype(jnp.float32)
+    return (d_h, *d_rest), d_a
 
-  d_state, (d_z, d_products) = lax.scan(back, d_last, (z, keep, products, states, d_outputs), reverse=True)
-  wide = d_products.shape[-1]
-  h = states[0].reshape(-1, states[0].shape[-1]).astype(u.dtype)
-  d_u = h.T @ d_products.reshape(-1, wide).astype(u.dtype)
-  d_keep = None if keep is None else jnp.zeros_like(keep)
-  return d_z, d_keep, d_u, d_products.sum((0, 1)), d_state
+  d_state, d_sums = lax.scan(back, d_last, (z, keep, sums, before, rest, d_outputs), reverse=True)
+  d_z, d_product = shares(z, d_sums)
+  d_u = before.reshape(-1, h.shape[-1]).T.astype(u.dtype) @ d_product.reshape(-1, u.shape[-1]).astype(u.dtype)
+  return d_z, None if keep is None else jnp.zeros_like(keep), d_u, d_product.sum((0, 1)), d_state
 
 
 recur.defvjp(_recur_fwd, _recur_bwd)

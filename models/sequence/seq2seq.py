@@ -240,7 +240,7 @@ class Seq2Seq(nn.Module):
     if self.bidirectional:
       bridged = [layer(last[0][:, i]) for i, layer in enumerate(self.bridge)]
       last[0] = jnp.tanh(jnp.stack(bridged, 1).astype(jnp.float32))
-    arrays = CELLS[self.cell][2]
+    arrays = CELLS[self.cell].arrays
     return tuple([*last, jnp.zeros_like(last[0])][:arrays])
 
   def _reversed(self, x, lengths):

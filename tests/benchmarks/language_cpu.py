@@ -128,20 +128,19 @@ def ours(case: str, cut: str | None = None) -> None:
   cpu.one_thread_each(devices)
   import jax
 
-  from flaxonomy import models
-
   jax.config.update("jax_num_cpu_devices", devices)
   name, fields, batch, length = CASES[case]
-  model = models.create(name, **fields, **(DRY if name == "gpt2" else {}))
-  answer((training if case in TRAINED else writing)(model, batch, length, cut and int(cut)))
+  fields = fields | (DRY if name == "gpt2" else {})
+  answer((training if case in TRAINED else writing)(name, fields, batch, length, cut and int(cut)))
 
 
-def training(model, batch: int, length: int, cut: int | None):
+def training(name: str, fields: dict, batch: int, length: int, cut: int | None):
   """A function that makes a step of a run on all devices."""
   from flaxonomy.train import loop
 
-  state, function = prepared(model, batch, length, cut, loop.make_mesh(), 1, lambda resident, item: item)
-  item = {"tokens": text(batch, length)[None]}
+  fetch = lambda resident, item: item
+  state, function = prepared(name, fields, batch, length, loop.make_mesh(), 1, fetch, accumulate=cut)
+  item = {"tokens": text(batch, length)[None], "mask": np.ones((1, batch, length), np.float32)}
 
   def run():
     nonlocal state
@@ -151,60 +150,46 @@ def training(model, batch: int, length: int, cut: int | None):
   return run
 
 
-def prepared(model, batch: int, length: int, cut: int | None, mesh, most: int, fetch):
-  """(the first state, a run's compiled function of up to `most` steps).
+def prepared(name: str, fields: dict, batch: int, length: int, mesh, most: int, fetch, **train):
+  """(the first state, the compiled function of up to `most` steps) of a run.
 
   Args:
-    model: GPT or RecurrentLM.
-    batch, length: B and T; a batch is {"tokens": [B, T + 1]}.
-    cut: microbatches; None: a run's own.
+    name, fields: the model.
+    batch, length: B and T; a batch is {"tokens": [B, T + 1], "mask": [B, T]}.
     mesh: of the devices.
     most: steps of a dispatch.
     fetch: as in `pipeline.Feed`.
+    **train: fields of `configs.base.Train`.
   """
-  import jax
-  import jax.numpy as jnp
-
-  from flaxonomy.configs.base import Config, Data, Optim, Train
-  from flaxonomy.train import loop, losses, optim, sharding, step, tasks
+  from flaxonomy.configs.base import Config, Data, Model, Optim, Text, Train
+  from flaxonomy.train import loop, tasks
 
   adam = Optim("adam", lr=1e-3, clip_norm=5.0)
-  settings = adam if hasattr(model, "cell") else Optim("adamw", lr=1e-3, weight_decay=0.1)
-  config = Config(data=Data(batch_size=batch), optim=settings, train=Train(steps=10**6, accumulate=cut))
-  variables = lambda rng: model.init(rng, jnp.zeros((1, length), jnp.int32), train=False)["params"]
-  params = jax.eval_shape(variables, jax.random.PRNGKey(0))
-  optimizer = optim.create(settings, config.train.steps, params)
-
-  def init(rng):
-    params = variables(rng)
-    return step.State(jnp.zeros([], jnp.int32), rng, params, {}, optimizer.init(params))
-
-  def loss(params, collections, batch, rng):
-    tokens = batch["tokens"]
-    logits = model.apply({"params": params}, tokens[:, :-1], train=True, rngs={"dropout": rng})["logits"]
-    entropy = losses.nll(jax.nn.log_softmax(logits), tokens[:, 1:])
-    return {"loss": (entropy.sum(), jnp.float32(entropy.size))}, collections
-
-  train_step = step.supervised(
-    loss=loss, optimizer=optimizer, plan=sharding.plan(params, 1), augment=lambda rng, batch: batch,
-    accumulate=tasks.microbatches(config, mesh.size, params, {}),
-  )  # fmt: skip
-  specs = step.specs(jax.eval_shape(init, jax.random.PRNGKey(0)), 1)
-  task = SimpleNamespace(train_step=train_step, init=init, specs=specs)
+  config = Config(
+    task="language_model",
+    model=Model(name, {key: value for key, value in fields.items() if key != "vocab_size"}),
+    data=Data(batch_size=batch, text=Text("chars", length=length)),
+    optim=adam if name == "lstm_lm" else Optim("adamw", lr=1e-3, weight_decay=0.1),
+    train=Train(steps=10**6, **train),
+  )
+  size = fields["vocab_size"]
+  letters = SimpleNamespace(size=size, unit="character", weights=lambda: np.ones(size))
+  task = tasks.build(config, SimpleNamespace(tokenizers={"text": letters}), mesh.size)
   session = loop.Session(config, mesh, None, task, SimpleNamespace(fetch=fetch), None)
   return loop.initial_state(session), loop.train_function(session, most)
 
 
-def writing(model, batch: int, length: int, cut: None):
+def writing(name: str, fields: dict, batch: int, length: int, cut: None):
   """A function that writes `length` tokens behind the first, each device its rows."""
   import jax
   from jax.sharding import PartitionSpec as P
 
-  from flaxonomy.models.sequence import decoding
+  from flaxonomy import models
+  from flaxonomy.models.sequence import attention, decoding
   from flaxonomy.train import loop, step
   from flaxonomy.train.sharding import DATA
 
-  begin = text(batch, 0)
+  model, begin = models.create(name, **fields), text(batch, 0)
   params = jax.jit(lambda: model.init(jax.random.PRNGKey(0), begin, train=False)["params"])()
 
   def write(params, begin):
@@ -212,7 +197,7 @@ def writing(model, batch: int, length: int, cut: None):
       stages = model.apply({"params": params}, tokens, cache, train=False)
       return stages["logits"][:, -1], stages["cache"]
 
-    return decoding.greedy(read, model.start(len(begin), length), begin, decoding.Rules(length + 1))
+    return decoding.greedy(read, model.start(len(begin), 1), begin, decoding.Rules(length + 1), attention.grow)
 
   mapped = step.pmapped(write, loop.make_mesh(), (P(), P(DATA)), P(DATA))
   return lambda: np.asarray(mapped(params, begin))

@@ -22,12 +22,10 @@ import statistics
 import time
 
 import jax
-import jax.numpy as jnp
 import language_cpu
 import numpy as np
 from jax.sharding import Mesh
 
-from flaxonomy import models
 from flaxonomy.train.sharding import DATA
 
 GPT2 = {"vocab_size": 50304, "num_layers": 12, "hidden_size": 768, "num_heads": 12}
@@ -79,15 +77,17 @@ def used(case: str, fields: dict, length: int, rate: float, given: argparse.Name
 
 def ours(case: str, fields: dict, batch: int, length: int, device):
   """A function that makes so many of our steps on a batch that lies on the device; compiled."""
-  if case == "lstm":
-    model = models.create("lstm_lm", **fields)
-  else:
+  name = "lstm_lm"
+  if case != "lstm":
     kernel = "cudnn" if case == "gpt2" and device.platform == "gpu" else "xla"
-    model = models.create("gpt2", **fields, **language_cpu.DRY, kernel=kernel, dtype=jnp.bfloat16)
+    name, fields = "gpt2", fields | language_cpu.DRY | {"kernel": kernel}
   mesh = Mesh(np.array([device]), (DATA,))
   tokens = np.random.default_rng(0).integers(0, fields["vocab_size"], (batch, length + 1)).astype(np.int32)
-  resident = jax.device_put({"tokens": tokens}, device)
-  state, function = language_cpu.prepared(model, batch, length, None, mesh, DISPATCH, lambda resident, item: resident)
+  resident = jax.device_put({"tokens": tokens, "mask": np.ones((batch, length), np.float32)}, device)
+  precision = "float32" if case == "lstm" else "bfloat16"
+  state, function = language_cpu.prepared(
+    name, fields, batch, length, mesh, DISPATCH, lambda resident, item: resident, precision=precision
+  )
   items = {"none": np.zeros((DISPATCH, 1), np.int32)}
 
   def run(steps):

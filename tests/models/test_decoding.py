@@ -234,7 +234,7 @@ def written(step, cache, reorder, begin, rules):
 
 
 def test_gpt_with_and_without_a_cache():
-  """Behind three tokens; the layers of its cache are one."""
+  """Behind three tokens; the layers of its cache are one. The cache may grow on the way."""
   sizes = {"vocab_size": 11, "num_layers": 2, "hidden_size": 8, "num_heads": 2, "max_length": 9, "scan": True}
   model = models.create("gpt2", **sizes)
   begin, rules = jnp.array([[3, 1, 4], [1, 5, 9]]), decoding.Rules(9, 10, 0, no_repeat=2)
@@ -247,7 +247,8 @@ def test_gpt_with_and_without_a_cache():
 
     reread = decoding.reread(lambda tokens, _: model.apply(params, tokens, train=False)["logits"])
     cached = written(step, model.start(2, 9), attention.take_rows, begin, rules)
-    return cached, written(reread, decoding.prefix(2, 9), decoding.take_rows, begin, rules)
+    grown = decoding.sample(step, model.start(2, 1), begin, rules, jax.random.PRNGKey(0), grow=attention.grow)
+    return cached, written(reread, decoding.prefix(2, 9), decoding.take_rows, begin, rules), grown
 
   compare(both, jax.jit(lambda: model.init(jax.random.PRNGKey(0), begin, train=False))())
 
@@ -277,7 +278,9 @@ def compare(both, params):
   """Far from initial values, so that rows and beams differ."""
   rng = np.random.default_rng(1)
   params = jax.tree.map(lambda x: x + 0.5 * rng.normal(size=x.shape).astype(np.float32), params)
-  (drawn, beams, scores), uncached = jax.device_get(both(params))
+  (drawn, beams, scores), uncached, *grown = jax.device_get(both(params))
+  for tokens in grown:
+    np.testing.assert_array_equal(drawn, tokens)
   np.testing.assert_array_equal(drawn, uncached[0])
   np.testing.assert_array_equal(beams, uncached[1])
   np.testing.assert_allclose(scores, uncached[2], rtol=1e-5)

@@ -75,7 +75,7 @@ def test_a_length_of_nothing_keeps_the_given_state():
 @pytest.mark.parametrize("name", ["rnn", "lstm", "gru"])
 def test_two_stretches_are_the_whole(name):
   model, variables = made(name, num_layers=2)
-  x, state = normal(2, 6, 3), (normal(2, 2, 4),) * rnn.CELLS[name][2]
+  x, state = normal(2, 6, 3), (normal(2, 2, 4),) * rnn.CELLS[name].arrays
   run = jax.jit(lambda x, state: model.apply(variables, x, None, state, train=False))
   whole, last = run(x, state)
   first, between = run(x[:, :4], state)
@@ -89,7 +89,7 @@ def plain(cell, z, keep, u, c, state):
 
   def step(state, now):
     z, keep = now
-    new = cell(z, state[0] @ u + c[None], state)
+    new = cell.step(cell.join(z, state[0] @ u + c[None]), state)
     new = tuple(keep * after + (1 - keep) * before for after, before in zip(new, state))
     return new, keep * new[0]
 
@@ -100,12 +100,12 @@ def plain(cell, z, keep, u, c, state):
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("name", rnn.CELLS)
 def test_the_gradient_is_that_of_autodiff(name, masked):
-  cell, gates, states = rnn.CELLS[name]
+  cell = rnn.CELLS[name]
   steps, batch, hidden = 4, 3, 2
   keep = np.float32(np.arange(steps)[:, None] < np.array([4, 2, 0]))[..., None] if masked else None
-  z, u, c = normal(steps, batch, gates * hidden), normal(hidden, gates * hidden), normal(gates * hidden)
-  state = tuple(normal(batch, hidden) for _ in range(states))
-  weight, weights = normal(steps, batch, hidden), [normal(batch, hidden) for _ in range(states)]
+  z, u, c = normal(steps, batch, cell.gates * hidden), normal(hidden, cell.gates * hidden), normal(cell.gates * hidden)
+  state = tuple(normal(batch, hidden) for _ in range(cell.arrays))
+  weight, weights = normal(steps, batch, hidden), [normal(batch, hidden) for _ in range(cell.arrays)]
 
   def loss(run, z, u, c, state):
     outputs, last = run(cell, z, keep, u, c, state)
