@@ -4,8 +4,8 @@
   python launch.py --mode=sample --workdir=runs/char_lstm --prompt="def " --temperature=0.7
 
 After Karpathy 2015, "The Unreasonable Effectiveness of Recurrent Neural Networks". 1.53 nats a letter of validation
-after two minutes. The text is that of the Python that runs it, so figures differ a little between versions. Any text
-of yours: --config.data.name=text --config.data.data_dir=FILE_OR_FOLDER.
+after two minutes of computing. The text is that of the Python that runs it, so figures differ a little between
+versions. Any text of yours: --config.data.name=text --config.data.data_dir=FILE_OR_FOLDER.
 """
 
 from flaxonomy.configs.base import Config, Data, Model, Optim, Text, Train

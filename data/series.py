@@ -9,7 +9,6 @@ crosses into another split. Its values are standardised by mean and deviation of
 """
 
 import math
-import re
 from typing import NamedTuple
 
 import numpy as np
@@ -160,14 +159,14 @@ def _line(config, split) -> tuple[str | None, np.ndarray]:
 
 def _slice(split: str, sizes: dict[str, int]) -> tuple[str, int, int]:
   """(name, first, behind the last) of a split such as "train[10%:90%]"."""
-  found = re.fullmatch(r"(\w+)(?:\[(?:(\d+)%)?:(?:(\d+)%)?\])?", split)
-  if not found or found[1] not in sizes:
-    raise unknown("split", found[1] if found else split, sizes, "(train_split, eval_split; a part is 'train[10%:90%]')")
-  size = sizes[found[1]]
-  begin, end = (min(round(int(percent) / 100 * size), size) for percent in (found[2] or 0, found[3] or 100))
+  name, *shares = sources.part(split)
+  if name not in sizes:
+    raise unknown("split", name, sizes, "(train_split, eval_split; a part is 'train[10%:90%]')")
+  size = sizes[name]
+  begin, end = (min(round(share * size), size) for share in shares)
   if begin >= end:
     raise UserError(f"split {split!r} is empty; set data.train_split or data.eval_split")
-  return found[1], begin, end
+  return name, begin, end
 
 
 def described(config, column: str | None, values: np.ndarray) -> Series:

@@ -266,7 +266,7 @@ def _folder(config, split) -> Source:
   if config.data_dir is None or not Path(config.data_dir).is_dir():
     raise UserError(f"dataset 'folder' needs config field 'data.data_dir' to be a folder, not {config.data_dir!r}")
   root = Path(config.data_dir)
-  name, begin, end = _slice(split)
+  name, begin, end = part(split)
   subfolders = sorted(p.name for p in root.iterdir() if p.is_dir())
   named = {"train", "test", "validation", "val"} & set(subfolders)
   if any(path.is_dir() for name in named for path in (root / name).iterdir()):
@@ -294,9 +294,9 @@ def _folder(config, split) -> Source:
   return Source(_Files(*zip(*pairs)), tuple(classes), None, split)
 
 
-def _slice(split) -> tuple[str, float, float]:
-  """The splits that a folder knows: "train[10%:90%]" to ("train", .1, .9)."""
+def part(split: str) -> tuple[str, float, float]:
+  """The splits that are not TFDS's: "train[10%:90%]" to ("train", .1, .9)."""
   found = re.fullmatch(r"(\w+)(?:\[(?:(\d+)%)?:(?:(\d+)%)?\])?", split)
   if not found:
-    raise UserError(f"split {split!r} of an image folder must look like 'train' or 'train[10%:90%]'")
+    raise UserError(f"split {split!r} must look like 'train' or 'train[10%:90%]'")
   return found[1], int(found[2] or 0) / 100, int(found[3] or 100) / 100

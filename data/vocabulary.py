@@ -100,9 +100,13 @@ class Vocabulary:
     return self._every.get(token)
 
   def weights(self) -> np.ndarray:
-    """[V] int32: characters each token stands for, a line end being one; bytes for "bytes"; 0 for special tokens."""
+    """[V] int32: characters each token stands for, a line end being one, or bytes; 0 for special tokens.
+
+    But the unknown character is a character.
+    """
     counts = [1 if token == LINE_END else len(token) for token in self.tokens]
-    return np.array([0] * self.specials + counts[self.specials :], np.int32)
+    known = lambda token: int(token == UNKNOWN and self.kind == "chars")
+    return np.array([*map(known, self.tokens[: self.specials]), *counts[self.specials :]], np.int32)
 
   @functools.cached_property
   def _every(self) -> dict[str, int]:

@@ -285,16 +285,14 @@ def _eval(ask):
 
 
 def _predict(ask):
-  from flaxonomy.train import forecasts, inference, workdir
+  from flaxonomy.train import inference
 
   if not ask.inputs:
     raise UserError("--mode=predict needs --inputs=FILE_OR_FOLDER[,...]")
-  if workdir.load_config(workdir.absolute(ask.folders[0])).task == "forecasting":
-    folder = forecasts.predict(ask.folders[0], ask.inputs, ask.checkpoint, ask.changes)
-    return f"what follows the last row in {folder}/predictions.csv, forecast.png beside it"
   folder = inference.predict(ask.folders[0], ask.inputs, ask.checkpoint, ask.changes)
-  pictures = ", captioned pictures beside it" if any(folder.glob("*.png")) else ""
-  return f"labels in {folder}/predictions.csv{pictures}"
+  pictures = len(list(folder.glob("*.png")))
+  beside = f", {'a picture' if pictures == 1 else f'{pictures} pictures'} beside it" if pictures else ""
+  return f"{folder}/predictions.csv{beside}"
 
 
 def _export(ask):

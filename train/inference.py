@@ -103,7 +103,7 @@ def evaluate(paths: list[str], which: str = "latest", changes: dict | None = Non
 
 
 def predict(path: str, inputs: list[str], which: str = "latest", changes: dict | None = None) -> Path:
-  """Labels what is given with a trained run: image files, or the lines of text files.
+  """Labels what is given with a trained run: image files, or the lines of text files; or goes on with a series.
 
   Args:
     path: workdir.
@@ -112,16 +112,22 @@ def predict(path: str, inputs: list[str], which: str = "latest", changes: dict |
     changes: as in `load`.
 
   Returns:
-    The folder made for it, `predictions` in the workdir (or `predictions_2`, ...): predictions.csv and of images a
-    captioned picture each.
+    The folder made for it, `predictions` in the workdir (or `predictions_2`, ...): predictions.csv, and of images a
+    captioned picture each, of a series forecast.png.
 
   Raises:
     UserError: nothing there, an unreadable file, or a task that labels nothing.
   """
   mesh = loop.make_mesh()
   run = load(path, mesh, which, changes)
+  if run.task.follow is not None:
+    files = run.task.follow(run.state.variables(), inputs)
+    folder = new_folder(run.folder / "predictions")
+    report.save_figures(folder, files)
+    return folder
   if run.task.table is None:
-    raise UserError(f"task {run.config.task!r} does not label images; see --mode=eval for its pictures")
+    instead = "--mode=sample, which writes" if run.config.task == "language_model" else "--mode=eval for its pictures"
+    raise UserError(f"task {run.config.task!r} labels nothing; see {instead}")
   given = run.task.given(inputs)
   header, rows, captions = labeller(run, mesh, loop.eval_batch_size(run.config, mesh))(given)
   folder = new_folder(run.folder / "predictions")

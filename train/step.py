@@ -63,6 +63,8 @@ class Task(NamedTuple):
     serve: what `export` exports; None if nothing is served.
     table: (outputs, names) -> (header, rows, captions) for `predict`; None if the task labels nothing.
     given: what a user named -> Given, for `predict`; there where `table` is.
+    follow: (variables, files) -> {file name: figure or text}: what goes on where these end, for `predict`; None if
+      the task labels items or nothing.
     read: lines of text -> Given, for chat; None if no answer is a text. The first column of `table` is the answer.
     averaged: outputs are probabilities, of which an ensemble's are the mean.
     traces: outputs of the first examples of the evaluation -> {name: [N]}, numbers along a line, which a study lays
@@ -85,6 +87,7 @@ class Task(NamedTuple):
   serve: "Serve | None" = None
   table: Callable | None = None
   given: "Callable[[list[str]], Given] | None" = None
+  follow: Callable | None = None
   read: "Callable[[list[str]], Given] | None" = None
   averaged: bool = False
   traces: Callable[[dict], dict] | None = None

@@ -23,7 +23,7 @@ MOST_BYTES = 2**31  # of a dataset, uncompressed
 _SPLIT = re.compile(r"(?<![a-z])(train|validation|valid|val|dev|test)(?![a-z])", re.IGNORECASE)
 
 # Of what is damaged, encrypted, or compressed in a way that Python does not know.
-_DAMAGE = (OSError, EOFError, zlib.error, zipfile.BadZipFile, RuntimeError, NotImplementedError, ValueError)
+_DAMAGE = (OSError, EOFError, zlib.error, zipfile.BadZipFile, RuntimeError, ValueError)
 
 
 class File(NamedTuple):

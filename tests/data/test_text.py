@@ -154,6 +154,7 @@ def test_characters_by_frequency(made):
   assert small.tokens == expected[:9]
   assert small.encode("h\U0010ffffe😀").tolist() == [small.id("h"), 3, small.id("e"), 3]
   assert small.decode(small.encode("shy 😀.")) == "sh "
+  assert small.weights()[small.encode(POEM)].sum() == len(POEM), "an unknown character is one"
   assert text.train("chars", ["ab"]).tokens == ("<unk>", "a", "b")
   assert text.train("chars", ["ab"], specials=("<unk>", "<pad>")).tokens == ("<unk>", "<pad>", "a", "b")
 

@@ -198,7 +198,7 @@ def test_modes_that_are_for_others(trained, tiny_series, tmp_path):
   with pytest.raises(UserError, match="--mode=preview shows training images, and task 'forecasting' has none"):
     inference.preview(tiny_series(), tmp_path / "preview")
   if inference.load(trained, loop.make_mesh(1)).info.name == "adding":
-    with pytest.raises(UserError, match="'adding' is none that goes on"):
+    with pytest.raises(UserError, match="what this run learned is none that goes on"):
       ask("predict", trained, inputs=["x.csv"])
 
 

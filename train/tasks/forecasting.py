@@ -8,11 +8,16 @@ The norm of the loss's gradient for each state h_t shows how far back a recurren
 Frasconi 1994; Pascanu, Mikolov and Bengio 2013.
 """
 
+import csv
+import io
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from flaxonomy.data.series import Series
+from flaxonomy.data.datasets import table
+from flaxonomy.data.series import Series, standardised
 from flaxonomy.errors import UserError
 from flaxonomy.train import figures, losses, step, tasks
 from flaxonomy.train.step import Serve, Task
@@ -71,6 +76,7 @@ def build(config, info, devices: int) -> Task:
     serve=Serve(call, shape, jnp.float32, draw),
     averaged=True,
     traces=traces,
+    follow=lambda variables, files: follow(model, variables, files, series, config.data.series.column),
   )
 
 
@@ -169,6 +175,43 @@ def pictures(batch: dict, outputs: dict, sums: dict, series: Series) -> dict:
     "forecast.png": _forecasts(batch, outputs, sums, series),
     "gradient_norm.png": figures.lines(drawn, "time step", [title]),
   }
+
+
+def follow(model, variables, files: list[str], series: Series, column: str | None) -> dict:
+  """What follows the last row of a CSV file: the forecast and both naive ones, by steps ahead.
+
+  Args:
+    model: a forecaster.
+    variables: its own.
+    files: of names, one.
+    series: what was trained on.
+    column: the file's; None: the one that was trained on.
+
+  Returns:
+    predictions.csv and forecast.png; see `Task.follow`.
+
+  Raises:
+    UserError: several files, a file without the column or shorter than a window, a problem that is no series.
+    DataError: a value that is no number.
+  """
+  if not series.scale:
+    raise UserError("--mode=predict goes on with a series, and what this run learned is none that goes on")
+  if len(files) != 1:
+    raise UserError(f"--mode=predict forecasts one series; --inputs must be one CSV file, not {len(files)}")
+  column, values = table.column(files[0], column or series.column)
+  if len(values) < series.window:
+    raise UserError(f"{files[0]!r} has {len(values)} values, and the model reads a window of {series.window}")
+  window = standardised(series, values[-series.window :])[None]
+  forecast = jax.jit(lambda variables, x: model.apply(variables, x, train=False)["forecast"])(variables, window)
+  found = {"forecast": forecast} | baselines(window, series)
+  found = {name: np.asarray(x, float)[0, :, 0] * series.std[0] + series.mean[0] for name, x in found.items()}
+  ahead, text = np.arange(1, series.horizon + 1), io.StringIO()
+  rows = zip(ahead.tolist(), *(x.tolist() for x in found.values()))
+  csv.writer(text).writerows([["steps_ahead", *found], *rows])
+  drawn = {name: (ahead, x) for name, x in found.items()}
+  drawn[column] = np.arange(1 - series.window, 1), values[-series.window :]
+  title = f"what follows {Path(files[0]).name}"
+  return {"predictions.csv": text.getvalue(), "forecast.png": figures.lines({title: drawn}, "steps ahead")}
 
 
 def _forecasts(batch, outputs, sums, series) -> figures.Figure:

@@ -115,9 +115,9 @@ def metrics(sums: dict, unit: str) -> dict[str, float]:
 
 def pictures(tokenizer, batch: dict, outputs: dict, sums: dict) -> dict:
   """surprise.png, the first windows by how unlikely each token was; places.png, the loss by place in the window."""
-  nats = -np.log2(np.maximum(outputs["prob"], 1e-37))
+  bits = -np.log2(np.maximum(outputs["prob"], 1e-37))
   rows = []
-  for tokens, mask, values in zip(batch["tokens"][:SHOWN, 1:], batch["mask"], nats):
+  for tokens, mask, values in zip(batch["tokens"][:SHOWN, 1:], batch["mask"], bits):
     real = mask > 0
     rows.append([(tokenizer.piece(int(t)), v) for t, v in zip(tokens[real], values[real])])
   loss = sums["by_place"] / np.maximum(sums["places"], 1)
