@@ -1,0 +1,1 @@
+"""Detection: from R-CNN to Mask R-CNN, SSD and YOLO, and the geometry they share."""
