@@ -14,7 +14,6 @@ from flaxonomy.data import augment
 from flaxonomy.train import loop, step
 from flaxonomy.train.sharding import DATA
 
-
 # How the kinds go together.
 
 
