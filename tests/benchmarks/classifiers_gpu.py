@@ -16,13 +16,13 @@ Ours and torch's agree in all that costs: batch, precision, batch norm, auxiliar
 import argparse
 import importlib.util
 import platform
-import statistics
 import time
 from types import SimpleNamespace
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
+from turns import DISPATCH, rates, ratio, runner
 
 from flaxonomy.configs.base import IMAGENET_MEAN, IMAGENET_STD, Augment, Config, Data, Model, Optim, Train, override
 from flaxonomy.data.pipeline import Info
@@ -30,7 +30,6 @@ from flaxonomy.train import loop, tasks
 from flaxonomy.train.sharding import DATA
 
 CASES = {"resnet50": (224, 256), "vgg16": (224, 128), "inception_v3": (299, 128)}  # (side, batch)
-ROUNDS, DISPATCH = 3, 10
 
 
 def main() -> None:
@@ -48,15 +47,9 @@ def main() -> None:
     variants = {"ours": ours(name, side, batch, device)}
     if theirs := torch_step(name, side, batch):
       variants["torch"] = theirs
-    rates = {key: [] for key in variants}
-    for _ in range(ROUNDS):
-      for key, run in variants.items():
-        began = time.perf_counter()
-        rates[key].append(batch * run(given.steps) / (time.perf_counter() - began))
-    found = {key: statistics.median(values) for key, values in rates.items()}
-    ratio = f"  ours / torch {found['ours'] / found['torch']:.2f}" if "torch" in found else "  (no torch with CUDA)"
+    found = rates(variants, given.steps, batch)
     said = "".join(f"  {key} {value:,.0f} images/s" for key, value in found.items())
-    print(f"{name} batch {batch} synthetic{said}{ratio}", flush=True)
+    print(f"{name} batch {batch} synthetic{said}{ratio(found)}", flush=True)
     if given.data_dir:
       print(f"{name} batch {batch} real  ours {real(name, side, batch, given):,.0f} images/s", flush=True)
 
@@ -90,18 +83,7 @@ def ours(name, side, batch, device):
   )
   feed = SimpleNamespace(fetch=lambda resident, item: resident)
   session = loop.Session(made, mesh, info, tasks.build(made, info, 1), feed, feed)
-  state, function = loop.initial_state(session), loop.train_function(session, DISPATCH)
-  items = {"nothing": np.zeros((DISPATCH, 1), np.int32)}
-
-  def run(steps):
-    nonlocal state
-    for _ in range(-(-steps // DISPATCH)):
-      state, metrics = function(state, resident, items, np.int32(DISPATCH))
-    jax.block_until_ready(metrics)
-    return -(-steps // DISPATCH) * DISPATCH
-
-  run(DISPATCH)
-  return run
+  return runner(loop.train_function(session, DISPATCH), loop.initial_state(session), resident)
 
 
 def real(name, side, batch, given):

@@ -12,11 +12,11 @@ and to torch with the C library's memory in huge pages, which `launch.py` sets f
   write16   the same with batch 16
   gpt2      greedy decoding of 64 tokens, GPT-2 of 124 million parameters, batch 1
 
-Ours is the compiled step of a run on two devices, and `decoding.greedy` mapped over these, for a batch of 1 on one
-device of two threads. Torch's is written for these cores: two threads, eager, fused optimizers, gradients set to None,
-queries, keys and values in one product, `scaled_dot_product_attention`; the LSTM batch first and time first, decoding
-also on one thread; of all variants the fastest counts. Workers take turns and are pinned to the same two cores, see
-interleave.py.
+Ours is the compiled step of a run on two devices, and `decoding.greedy` with a growing cache mapped over these, for a
+batch of 1 on one device of two threads. Torch's is written for these cores: two threads, eager, fused optimizers,
+gradients set to None, queries, keys and values in one product, `scaled_dot_product_attention`; the LSTM batch first and
+time first, decoding also on one thread; of all variants the fastest counts. Workers take turns and are pinned to the
+same two cores, see interleave.py.
 
 With --cores=1 all have one core, one device, one thread, and what is read is processor time: for machines that others
 use too, on which torch's threads wait for one another.

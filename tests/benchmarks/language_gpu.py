@@ -18,13 +18,12 @@ Both sides' products in float32 may use TF32.
 import argparse
 import importlib.util
 import platform
-import statistics
-import time
 
 import jax
 import language_cpu
 import numpy as np
 from jax.sharding import Mesh
+from turns import DISPATCH, rates, ratio, runner
 
 from flaxonomy.train.sharding import DATA
 
@@ -32,7 +31,6 @@ GPT2 = {"vocab_size": 50304, "num_layers": 12, "hidden_size": 768, "num_heads": 
 TINY = {"vocab_size": 66, "num_layers": 2, "hidden_size": 32, "num_heads": 2}
 LSTM = {"vocab_size": 66, "hidden_size": 512, "num_layers": 2}
 CASES = {"gpt2": (GPT2, 32, 1024), "gpt2_xla": (GPT2, 32, 1024), "lstm": (LSTM, 256, 100)}  # (fields, batch, tokens)
-ROUNDS, DISPATCH = 3, 10
 
 
 def main() -> None:
@@ -52,17 +50,11 @@ def main() -> None:
     variants = {"ours": ours(case, fields, batch, length, device)}
     if theirs := torch_step(case, fields, batch, length):
       variants["torch"] = theirs
-    rates = {key: [] for key in variants}
-    for _ in range(ROUNDS):
-      for key, run in variants.items():
-        began = time.perf_counter()
-        rates[key].append(batch * length * run(given.steps) / (time.perf_counter() - began))
-    found = {key: statistics.median(values) for key, values in rates.items()}
+    found = rates(variants, given.steps, batch * length)
     said = "".join(
       f"  {key} {value:,.0f} tokens/s{used(case, fields, length, value, given)}" for key, value in found.items()
     )
-    ratio = f"  ours / torch {found['ours'] / found['torch']:.2f}" if "torch" in found else "  (no torch with CUDA)"
-    print(f"{case} batch {batch}, {length} tokens{said}{ratio}", flush=True)
+    print(f"{case} batch {batch}, {length} tokens{said}{ratio(found)}", flush=True)
 
 
 def used(case: str, fields: dict, length: int, rate: float, given: argparse.Namespace) -> str:
@@ -84,21 +76,11 @@ def ours(case: str, fields: dict, batch: int, length: int, device):
   mesh = Mesh(np.array([device]), (DATA,))
   tokens = np.random.default_rng(0).integers(0, fields["vocab_size"], (batch, length + 1)).astype(np.int32)
   resident = jax.device_put({"tokens": tokens, "mask": np.ones((batch, length), np.float32)}, device)
-  precision = "float32" if case == "lstm" else "bfloat16"
+  dtype = "float32" if case == "lstm" else "bfloat16"
   state, function = language_cpu.prepared(
-    name, fields, batch, length, mesh, DISPATCH, lambda resident, item: resident, precision=precision
+    name, fields, batch, length, mesh, DISPATCH, lambda resident, item: resident, dtype=dtype
   )
-  items = {"none": np.zeros((DISPATCH, 1), np.int32)}
-
-  def run(steps):
-    nonlocal state
-    for _ in range(-(-steps // DISPATCH)):
-      state, metrics = function(state, resident, items, np.int32(DISPATCH))
-    jax.block_until_ready(metrics)
-    return -(-steps // DISPATCH) * DISPATCH
-
-  run(DISPATCH)
-  return run
+  return runner(function, state, resident)
 
 
 def torch_step(case, fields, batch, length):
