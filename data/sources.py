@@ -82,14 +82,20 @@ def open_builder(config):
   """
   import tensorflow_datasets as tfds
 
-  return _own(config, tfds) if config.name in BUILDERS else _prepared(config, tfds)
+  return _own(config, tfds) if config.name.split("/")[0] in BUILDERS else _prepared(config, tfds)
 
 
 def _own(config, tfds):
-  """One of our own builders, prepared on first use."""
-  module, symbol = BUILDERS[config.name].split(":")
+  """One of our own builders, prepared on first use; "NAME/VARIANT" is one of those that it lists."""
+  name, _, asked = config.name.partition("/")
+  module, symbol = BUILDERS[name].split(":")
   kind, folder, variant = getattr(importlib.import_module(module), symbol), config.data_dir, {}
-  if config.name in OF_FILES:
+  if config.name != name:
+    if asked not in kind.builder_configs:
+      known = [name, *(f"{name}/{other}" for other in kind.builder_configs)]
+      raise unknown("dataset", config.name, known, "(config field 'data.name')")
+    variant = {"config": asked}
+  elif name in OF_FILES:
     folder, variant = None, {"config": kind.variant(config)}
   where = "config field 'data.data_dir'" if folder else "environment variable FLAXONOMY_CACHE"
   folder = Path(folder or cache_folder() / "tfds")
@@ -100,14 +106,14 @@ def _own(config, tfds):
       tfds.disable_progress_bar()
       try:
         folder.mkdir(parents=True, exist_ok=True)
-        with (folder / f".{config.name}.lock").open("w") as one_at_a_time, contextlib.redirect_stdout(io.StringIO()):
+        with (folder / f".{name}.lock").open("w") as one_at_a_time, contextlib.redirect_stdout(io.StringIO()):
           fcntl.flock(one_at_a_time, fcntl.LOCK_EX)
           builder = make()  # another process may have prepared it meanwhile
           builder.download_and_prepare()  # which does nothing then
       except OSError as error:
         raise UserError(f"cannot prepare dataset {config.name!r} in {str(folder)!r} ({where}): {error}") from None
     # Of files, what lies prepared is enough: in other processes, too, which need not know the files.
-    return tfds.builder_from_directory(builder.data_dir) if variant else builder
+    return tfds.builder_from_directory(builder.data_dir) if name in OF_FILES else builder
 
 
 @contextlib.contextmanager
