@@ -38,6 +38,7 @@ MODELS = {
   "resnet44": "vision.resnet:ResNet44",
   "resnet56": "vision.resnet:ResNet56",
   "resnet110": "vision.resnet:ResNet110",
+  "ssd300_vgg16": "detection.ssd:SSD",
   "rnn": "sequence.rnn:RNN",
   "lstm": "sequence.rnn:LSTM",
   "gru": "sequence.rnn:GRU",

@@ -10,7 +10,6 @@ about a scene follows from a stream of raw bits of its own, which NumPy promises
 every machine draws the same scenes.
 """
 
-import functools
 import io
 import itertools
 from collections.abc import Sequence
@@ -19,6 +18,8 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image
+
+from flaxonomy.data.datasets import digits
 
 SIDES = (128, 64, 256)  # of canvases; the first is the default
 COUNTS = {"train": 4_000, "test": 500}
@@ -151,20 +152,9 @@ def scene(split: str, index: int, side: int = SIDES[0], seed: int = 0) -> Scene:
   return Scene(canvas, names, pattern, objects, image, instances, semantic, text)
 
 
-@functools.cache
-def digits() -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
-  """scikit-learn's digits: coverage [N, 8, 8] in [0, 1], labels [N], and the rows of each split of `digits`."""
-  from sklearn.datasets import load_digits
-
-  found = load_digits()
-  shuffled = np.random.Generator(np.random.PCG64(0)).permutation(len(found.target))
-  test = np.sort(np.concatenate([shuffled[found.target[shuffled] == c][::5] for c in range(10)]))
-  return found.images / 16, found.target, {"train": np.setdiff1d(np.arange(len(found.target)), test), "test": test}
-
-
 def coverage(row: int, extent: int) -> np.ndarray:
   """A digit enlarged, with a margin of one of its pixels: [extent, extent] uint8, 255 where ink hides the canvas."""
-  grid = np.pad(digits()[0][row], 3)
+  grid = np.pad(digits.loaded()[0][row] / 16, 3)
   place = (np.arange(extent) + 0.5) * (10 / extent) + 1.5
   return np.rint(np.clip(_enlarge(grid, place), 0, 1) * 255).astype(np.uint8)
 
@@ -181,7 +171,7 @@ def _enlarge(grid: np.ndarray, place: np.ndarray) -> np.ndarray:
 
 def _plan(bits, split: str, inks: list[str], side: int) -> list[Object]:
   """What is to be in a scene, the largest first. Digits of one class and ink come in one size."""
-  _, labels, rows = digits()
+  _, labels, rows = digits.loaded()
   rows, room, planned, seen = rows[split], 3 * side**2 // 4, [], set()
   count, most_alike = 1 + _below(bits, MOST_OBJECTS), (1, 4)[_below(bits, 2)]
   while len(planned) < count:

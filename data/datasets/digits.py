@@ -4,10 +4,23 @@ Alpaydin and Kaynak 1998, "Optical Recognition of Handwritten Digits" (UCI), the
 carries. They come without a split; ours takes, from each class, every fifth example by a fixed shuffle as test.
 """
 
+import functools
+
 import numpy as np
 import tensorflow_datasets as tfds
 
 from flaxonomy.data.datasets import pictures
+
+
+@functools.cache
+def loaded() -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
+  """scikit-learn's digits: shades [N, 8, 8] from 0 to 16, labels [N], and the rows of each split."""
+  from sklearn.datasets import load_digits
+
+  found = load_digits()
+  shuffled = np.random.Generator(np.random.PCG64(0)).permutation(len(found.target))
+  test = np.sort(np.concatenate([shuffled[found.target[shuffled] == c][::5] for c in range(10)]))
+  return found.images, found.target, {"train": np.setdiff1d(np.arange(len(found.target)), test), "test": test}
 
 
 class Digits(tfds.core.GeneratorBasedBuilder):
@@ -20,16 +33,9 @@ class Digits(tfds.core.GeneratorBasedBuilder):
     return pictures.info(self, __doc__, (8, 8, 1), map(str, range(10)))
 
   def _split_generators(self, dl_manager):
-    from sklearn.datasets import load_digits
-
-    digits = load_digits()
-    images = np.rint(digits.images * (255 / 16)).astype(np.uint8)
-    shuffled = np.random.Generator(np.random.PCG64(0)).permutation(len(images))
-    test = np.sort(np.concatenate([shuffled[digits.target[shuffled] == c][::5] for c in range(10)]))
-    train = np.setdiff1d(np.arange(len(images)), test)
-    return {
-      name: self._generate_examples(images, digits.target, rows) for name, rows in (("train", train), ("test", test))
-    }
+    shades, labels, rows = loaded()
+    images = np.rint(shades * (255 / 16)).astype(np.uint8)
+    return {name: self._generate_examples(images, labels, rows[name]) for name in ("train", "test")}
 
   def _generate_examples(self, images, labels, rows):
     for i in rows.tolist():

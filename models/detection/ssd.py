@@ -12,8 +12,10 @@ import functools
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax import lax
 
 from flaxonomy.models import layers, pooling
+from flaxonomy.models.detection.boxes import Detections, clip, decode, nms_by_class
 from flaxonomy.models.initializers import INITIALIZERS
 from flaxonomy.models.stages import keep
 
@@ -23,6 +25,7 @@ EXTRA = {  # (channels of the 1 x 1, of the 3 x 3 convolution, its stride, its p
   "conv8": (256, 512, 2, 1), "conv9": (128, 256, 2, 1), "conv10": (128, 256, 1, 0), "conv11": (128, 256, 1, 0),
 }  # fmt: skip
 SOURCES = ("conv4_3", "fc7", *(f"{name}_2" for name in EXTRA))
+WEIGHTS = (10, 10, 5, 5)  # of the boxes' offsets; the released code's variances .1 and .2 turned over
 PLACES = (4, 6, 6, 6, 4, 4)  # default boxes at each place of a source
 
 
@@ -77,6 +80,36 @@ class SSD(nn.Module):
     keep(self, stages, "boxes", jnp.concatenate(boxes, 1))
     keep(self, stages, "logits", jnp.concatenate(logits, 1))
     return stages
+
+  @nn.nowrap
+  def detect(
+    self, stages: dict, defaults: jax.Array, size: tuple[int, int], score: float = 0.01, candidates: int = 400,
+    threshold: float = 0.45, most: int = 200,
+  ) -> Detections:  # fmt: skip
+    """What was found in a batch (section 2.2, and the released code's numbers): suppression within each class.
+
+    Args:
+      stages: of `SSD`.
+      defaults: [A, 4] default boxes in pixels.
+      size: (height, width) of the images that the net saw.
+      score: what a probability must be above, to count; .01 for evaluation, more for pictures.
+      candidates: boxes of a class that go into the suppression.
+      threshold: IoU above which the less likely of two boxes of a class is left out.
+      most: detections of an image.
+
+    Returns:
+      Detections in pixels of what the net saw.
+    """
+
+    def one(offsets, logits):
+      found = clip(decode(offsets, defaults, WEIGHTS), *size)
+      scores, places = lax.top_k(nn.softmax(logits).T[1:], min(candidates, len(defaults)))  # [C - 1, K], no background
+      labels = jnp.repeat(jnp.arange(1, len(scores) + 1), scores.shape[1])
+      scores, places = scores.ravel(), places.ravel()
+      kept, there = nms_by_class(found[places], scores, labels, scores > score, threshold, most)
+      return Detections(found[places[kept]], scores[kept], labels[kept].astype(jnp.int32), there)
+
+    return jax.vmap(one)(stages["boxes"], stages["logits"])
 
   def _conv(self, x, features, name, side, kernel_init=XAVIER, **how):
     conv = layers.Conv(

@@ -18,9 +18,9 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from flaxonomy import models
 from flaxonomy.errors import UserError
-from flaxonomy.models.interop import classifiers, recurrent, seq2seq, transformers
+from flaxonomy.models.interop import classifiers, detectors, recurrent, seq2seq, transformers
 
-FAMILIES = classifiers.FAMILIES | recurrent.FAMILIES | seq2seq.FAMILIES | transformers.FAMILIES
+FAMILIES = classifiers.FAMILIES | detectors.FAMILIES | recurrent.FAMILIES | seq2seq.FAMILIES | transformers.FAMILIES
 SHOWN = 8  # names in an error
 CONSTANT = 1e-3  # how far a stored constant may be from ours; single precision loses 1e-4 on sines of thousands
 

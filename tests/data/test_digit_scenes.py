@@ -15,7 +15,7 @@ from PIL import Image
 
 from flaxonomy.configs.base import Data
 from flaxonomy.data import images, sources
-from flaxonomy.data.datasets import digit_scenes
+from flaxonomy.data.datasets import digit_scenes, digits
 from flaxonomy.data.datasets.digits import Digits
 from flaxonomy.errors import UserError
 
@@ -136,7 +136,7 @@ def test_no_digit_is_in_both_splits(scenes, tmp_path):
   rows = {k: {i for i, _ in part} for k, part in Digits(data_dir=str(tmp_path))._split_generators(None).items()}
   assert {split: len(held) for split, held in rows.items()} == {"train": 1433, "test": 364}
   for split, found in scenes.items():
-    assert set(digit_scenes.digits()[2][split].tolist()) == rows[split]
+    assert set(digits.loaded()[2][split].tolist()) == rows[split]
     assert {thing.row for s in found for thing in s.objects} <= rows[split]
 
 

@@ -18,7 +18,7 @@ from flaxonomy.models.vision import googlenet, inception, resnet, vgg
 
 RNG = jax.random.PRNGKey(0)
 CLASSIFIERS = [  # of images
-  name for name in models.MODELS if "num_classes" in (fields := models.lookup(name)[1]) and "vocab_size" not in fields
+  name for name, path in models.MODELS.items() if path.startswith("vision.") and "num_classes" in models.lookup(name)[1]
 ]
 COUNTS = {  # at 1000 classes where the paper's are ImageNet's, else 10
   "mlp": 119_910, "simple_convnet": 433_890, "xo_net": 86, "deep_convnet": 123_552,

@@ -15,13 +15,15 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent))
 import classifiers
+import detectors
 import layers
 import recurrent
 import seeded
 import seq2seq
 import transformers
 
-FAMILIES = (recurrent, seq2seq, transformers)  # each knows its files by what they hold; all others are of classifiers
+# Each knows its files by what they hold; all others are of classifiers.
+FAMILIES = (detectors, recurrent, seq2seq, transformers)
 
 
 class Row(NamedTuple):

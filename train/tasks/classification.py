@@ -19,7 +19,7 @@ def build(config, info, devices: int) -> Task:
   """The task of telling `info.class_names` apart; see `tasks.build`."""
   num_classes = len(info.class_names)
   model = tasks.module(config, num_classes=num_classes)
-  tasks.require(config, hasattr(model, "num_classes"))
+  tasks.require(config, hasattr(model, "num_classes") and not hasattr(model, "detect"))
   shape = views.input_shape(config.data, info.image_shape)
   learner = tasks.learner(config, lambda rng: model.init(rng, jnp.zeros((1, *shape)), train=False), devices)
 
