@@ -1,10 +1,11 @@
 """Boxes: overlaps, coding, matching with the truth, sampling, and non-maximum suppression.
 
-Boxes are float32 [N, 4], x1 y1 x2 y2 in pixels, without the +1 of older code. All is of fixed shape and goes through jit
-and vmap, for batches; boxes that only fill up a shape are told by a mask. Numbers and order are torchvision's.
+Boxes are float32 [N, 4], x1 y1 x2 y2 in pixels, without the +1 of older code. All is of fixed shape and goes through
+jit and vmap, for batches; boxes that only fill up a shape are told by a mask. Numbers and order are torchvision's.
 
-Boxes without width or height, with x2 < x1 or with NaN are empty: area 0, overlap 0 with all boxes. So have infinite
-ones, but their area. A `matched` [N] says for each box the index of its box of truth, -1 for background, -2 for neither.
+Boxes without width or height, with x2 < x1 or with NaN are empty: of area 0, and they overlap nothing. Infinite boxes
+overlap nothing either. A `matched` [N] holds for each box the index of its box of truth, -1 for background, or -2 for
+what is neither.
 """
 
 import math
@@ -191,9 +192,17 @@ def sample(rng: jax.Array, matched: jax.Array, count: int, fraction: float) -> t
   Returns:
     (objects, background), bool [N] each.
   """
-  order = jax.random.bits(rng, matched.shape, jnp.uint32)
-  objects = _largest(order, matched >= 0, int(count * fraction))
-  return objects, _largest(order, matched == BACKGROUND, count - objects.sum())
+  order = jax.random.uniform(rng, matched.shape)
+  objects = _drawn(order, matched >= 0, int(count * fraction))
+  return objects, _drawn(order, matched == BACKGROUND, count, count - objects.sum())
+
+
+def _drawn(order, among, most, count=None):
+  """Which of `among` come first by falling `order` [N] in [0, 1): `most`, or `count` [] if given, which is no more."""
+  n = len(order)
+  found, places = lax.top_k(jnp.where(among, order, -1), min(most, n))
+  taken = (found >= 0) & (jnp.arange(len(found)) < (most if count is None else count))
+  return jnp.zeros(n, bool).at[jnp.where(taken, places, n)].set(True, mode="drop")
 
 
 def hard_negatives(losses: jax.Array, matched: jax.Array, ratio: float = 3) -> jax.Array:
@@ -249,7 +258,7 @@ def nms(
 def nms_by_class(
   boxes: jax.Array, scores: jax.Array, classes: jax.Array | None, valid: jax.Array, threshold: float, most: int
 ) -> tuple[jax.Array, jax.Array]:
-  """`nms` in which boxes suppress none of another class: torchvision's batched_nms, without the rounding of its offsets.
+  """`nms` in which boxes suppress none of another class: torchvision's batched_nms without its rounding of offsets.
 
   Boxes go by blocks: one is first compared with all that stayed before, then settles within itself. Never are more
   than BLOCK x BLOCK overlaps at hand.
@@ -268,6 +277,7 @@ def nms_by_class(
   if not 0 <= threshold <= 1:
     raise UserError(f"the IoU above which boxes are suppressed must lie between 0 and 1, not {threshold}")
   boxes, scores = lax.stop_gradient((boxes, scores))
+  alike = (lambda a, b: True) if classes is None else (lambda a, b: a[:, None] == b[None])
   classes = jnp.zeros(scores.shape, jnp.int32) if classes is None else jnp.asarray(classes, jnp.int32)
   n, size = len(scores), min(BLOCK, max(len(scores), 1))
   valid = valid & ~jnp.isnan(scores)
@@ -285,12 +295,11 @@ def nms_by_class(
 
     def spare(i, alive):
       some = lax.dynamic_slice_in_dim(kept, i * size, size, 1)
-      same = lax.dynamic_slice_in_dim(kept_classes, i * size, size)[:, None] == block_classes[None]
+      same = alike(lax.dynamic_slice_in_dim(kept_classes, i * size, size), block_classes)
       return alive & ~((_iou(some, block) > threshold) & same).any(0)
 
     alive = lax.fori_loop(0, (found + size - 1) // size, spare, place < count)
-    same = block_classes[:, None] == block_classes[None]
-    alive = _settle((_iou(block, block) > threshold) & same, alive)
+    alive = _settle((_iou(block, block) > threshold) & alike(block_classes, block_classes), alive)
     slot = jnp.where(alive, found + jnp.cumsum(alive) - 1, room)  # what is beyond the room is dropped
     return (
       start + size,

@@ -74,7 +74,7 @@ def test_overlaps_of_any_boxes(odd, seed):
 def test_overlaps_have_finite_gradients():
   ours, others = jnp.array([[[0, 0, 4, 4], [2, 2, 2, 2]], [[1, 2, 7, 5], [2, 2, 2, 2]]], jnp.float32)
   for overlap in (boxes.iou, boxes.giou):
-    gradient = jax.jit(jax.grad(lambda a: overlap(a, others).sum()))(ours)
+    gradient = jax.jit(jax.grad(lambda a, overlap=overlap: overlap(a, others).sum()))(ours)
     assert np.isfinite(gradient).all() and np.abs(gradient[0]).max() > 0
 
 
