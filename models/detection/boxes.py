@@ -9,6 +9,7 @@ what is neither.
 """
 
 import math
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +20,22 @@ from flaxonomy.errors import UserError
 BACKGROUND, BETWEEN = -1, -2  # in what the matchers give
 LIMIT = math.log(1000 / 16)  # of decoded log scales: a stride of 16 becomes 1000 pixels at most (Girshick's code)
 BLOCK = 128  # boxes that are suppressed at once; 64 to 256 are as fast on CPUs, fewer blocks are better elsewhere
+
+
+class Detections(NamedTuple):
+  """What was found in each image, the likeliest first.
+
+  Attributes:
+    boxes: [B, K, 4].
+    scores: [B, K].
+    labels: [B, K] int32, from 1 on.
+    valid: bool [B, K], False for rows that only fill up.
+  """
+
+  boxes: jax.Array
+  scores: jax.Array
+  labels: jax.Array
+  valid: jax.Array
 
 
 def area(boxes: jax.Array) -> jax.Array:

@@ -1,0 +1,25 @@
+"""Detectors against torchvision: every number of every golden file."""
+
+import check
+import detectors
+import pytest
+import seeded
+
+from flaxonomy import models
+from flaxonomy.models.interop import detectors as families
+
+FOLDER = "tests/goldens/detection"
+FILES = ("ssd300_vgg16",)
+
+
+@pytest.mark.parametrize("stem", FILES)
+def test_every_number(stem, root):
+  rows = check.check(root / f"{FOLDER}/{stem}.npz")
+  assert len(rows) > 50
+  assert not [row for row in rows if not row.good]
+
+
+def test_every_model_has_a_file(root):
+  assert sorted(FILES) == sorted(path.stem for path in (root / FOLDER).glob("*.npz"))
+  held = {detectors.model_of(seeded.load(root / f"{FOLDER}/{stem}.npz")) for stem in FILES}
+  assert held == {name for name in models.MODELS if type(models.create(name)).__name__ in families.FAMILIES}
