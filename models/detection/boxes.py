@@ -147,7 +147,7 @@ def match(overlap: jax.Array, valid: jax.Array, low: float, high: float, low_qua
   """
   if low > high:
     raise UserError(f"a box is background below IoU {low} and an object from {high} on: the first must not be larger")
-  # Computed once: equal numbers would otherwise come out of two different roundings.
+  # Computed once: the compiler may round a copy for the maxima otherwise than one for the comparison.
   overlap = lax.optimization_barrier(jnp.where(valid[:, None], overlap, -1))
   best, mine = overlap.max(0), overlap.argmax(0).astype(jnp.int32)
   matched = jnp.where(best >= high, mine, jnp.where(best >= low, BETWEEN, BACKGROUND))
