@@ -219,6 +219,7 @@ def hard_negatives(losses: jax.Array, matched: jax.Array, ratio: float = 3) -> j
   """
   bits = lax.bitcast_convert_type(jnp.where(losses == 0, 0.0, losses), jnp.uint32)  # no -0
   order = jnp.where(bits >> 31 == 1, ~bits, bits | jnp.uint32(1 << 31))  # rises with the float
+  order = jnp.where(jnp.isnan(losses), jnp.uint32(0xFFFFFFFF), order)  # whatever its sign: inf - inf has one on x86
   return _largest(order, matched == BACKGROUND, jnp.floor(ratio * (matched >= 0).sum()).astype(jnp.int32))
 
 
