@@ -4,7 +4,7 @@ That order is torchvision's: level by level, row by row, column by column, then 
 [B, H, W, A x K] reshaped to [B, H W A, K] lies beside them. All sizes are Python numbers: the boxes are constants.
 
   cell, grid, pyramid   torchvision's AnchorGenerator: centred on 0, rounded, no +1
-  py_faster_rcnn        the nine of the authors' code, which counts a box's last pixel: subtract nothing, x2 is inside
+  py_faster_rcnn        the nine of the authors' code, where x2 and y2 are the last pixel inside
   default_boxes         SSD's
   YOLO_V2_*, YOLO_V3    widths and heights alone
 """

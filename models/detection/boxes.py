@@ -164,7 +164,7 @@ def match(overlap: jax.Array, valid: jax.Array, low: float, high: float, low_qua
   """
   if low > high:
     raise UserError(f"a box is background below IoU {low} and an object from {high} on: the first must not be larger")
-  # Computed once: equal numbers would otherwise come out of two different roundings.
+  # Computed once: the compiler may round a copy for the maxima otherwise than one for the comparison.
   overlap = lax.optimization_barrier(jnp.where(valid[:, None], overlap, -1))
   best, mine = overlap.max(0), overlap.argmax(0).astype(jnp.int32)
   matched = jnp.where(best >= high, mine, jnp.where(best >= low, BETWEEN, BACKGROUND))
@@ -236,6 +236,7 @@ def hard_negatives(losses: jax.Array, matched: jax.Array, ratio: float = 3) -> j
   """
   bits = lax.bitcast_convert_type(jnp.where(losses == 0, 0.0, losses), jnp.uint32)  # no -0
   order = jnp.where(bits >> 31 == 1, ~bits, bits | jnp.uint32(1 << 31))  # rises with the float
+  order = jnp.where(jnp.isnan(losses), jnp.uint32(0xFFFFFFFF), order)  # whatever its sign: inf - inf has one on x86
   return _largest(order, matched == BACKGROUND, jnp.floor(ratio * (matched >= 0).sum()).astype(jnp.int32))
 
 

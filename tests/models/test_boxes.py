@@ -205,7 +205,7 @@ HARD = jax.jit(boxes.hard_negatives)
 @given(SEEDS)
 def test_hard_negatives_are_those_of_a_sort(seed):
   rng = np.random.default_rng(seed)
-  losses = rng.choice([0.0, -0.0, 0.5, 1.0, 1e-30, 7.0, math.inf, -1.0, math.nan], N).astype(np.float32)
+  losses = rng.choice([0.0, -0.0, 0.5, 1.0, 1e-30, 7.0, math.inf, -1.0, math.nan, -math.nan], N).astype(np.float32)
   matched = rng.choice([-2, -1, -1, -1, 0, 3], N)
   rows = [n for n in range(N) if matched[n] == -1]
   rows.sort(key=lambda n: -math.inf if math.isnan(losses[n]) else -losses[n] if losses[n] < math.inf else -1e38)
