@@ -1,8 +1,5 @@
 """Boxes, matchers, suppression and anchors against torchvision: all of a golden file but what pools regions."""
 
-import os
-from pathlib import Path
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,13 +13,8 @@ OFTEN = (10.0, 10.0, 5.0, 5.0)
 
 
 @pytest.fixture
-def case(request):
-  """The golden file, where there is one."""
-  folder = Path(os.environ.get("FLAXONOMY_SHARED_GOLDENS", request.config.rootpath.parent / "shared/goldens"))
-  path = folder / "small/detection_ops.npz"
-  if not path.is_file():
-    pytest.skip(f"no goldens at {path}")
-  return seeded.load(path)
+def case(root):
+  return seeded.load(root / "tests/goldens/detection_ops.npz")
 
 
 def same(ours, theirs, tolerance=1e-5):
