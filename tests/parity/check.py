@@ -16,6 +16,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parent))
 import classifiers
 import detectors
+import geometry
 import layers
 import recurrent
 import seeded
@@ -24,6 +25,8 @@ import transformers
 
 # Each knows its files by what they hold; all others are of classifiers.
 FAMILIES = (detectors, recurrent, seq2seq, transformers)
+CHECKS = layers.CHECKS | {"detection_ops": geometry.check_detection_ops}  # by a file's name
+ABSENT = ("out/ps_roi_align",)  # R-FCN's, which is not among our models
 
 
 class Row(NamedTuple):
@@ -49,9 +52,10 @@ def check(path) -> list[Row]:
   stem = Path(path).stem
   family = next((each for each in FAMILIES if each.model_of(case)), classifiers)
   with jax.default_matmul_precision("highest"):
-    found = layers.CHECKS[stem](case) if stem in layers.CHECKS else family.compare(case, stem)
+    found = CHECKS[stem](case) if stem in CHECKS else family.compare(case, stem)
   rows = [Row(key, *difference(ours, theirs, tolerance)) for key, (ours, theirs, tolerance) in found.items()]
   every = [f"{group}/{name}" for group in ("out", "mid", "grad") for name in case[group]]
+  every = [key for key in every if key not in ABSENT]
   seen = {row.key for row in rows} | {"out/" + row.key for row in rows}
   return rows + [Row(key, np.inf, 0.0, "not compared") for key in every if key not in seen]
 

@@ -19,6 +19,12 @@ def test_every_number(stem, root):
   assert not [row for row in rows if not row.good]
 
 
+def test_every_number_of_the_geometry(root):
+  rows = check.check(root / "tests/goldens/detection_ops.npz")
+  assert len(rows) == 32
+  assert not [row for row in rows if not row.good]
+
+
 def test_every_model_has_a_file(root):
   assert sorted(FILES) == sorted(path.stem for path in (root / FOLDER).glob("*.npz"))
   held = {detectors.model_of(seeded.load(root / f"{FOLDER}/{stem}.npz")) for stem in FILES}
