@@ -74,9 +74,9 @@ class SSD(nn.Module):
     for source, places in zip(SOURCES[: self.sources], PLACES):
       head = functools.partial(layers.Conv, kernel_size=(3, 3), padding=1, kernel_init=XAVIER)
       seen = stages[source].astype(jnp.float32)
-      boxes.append(head(places * 4, name=f"{source}_boxes")(seen).reshape(len(x), -1, 4))
+      boxes.append(head(places * 4, name=f"{source}_boxes")(seen).reshape(x.shape[0], -1, 4))
       out = head(places * self.num_classes, name=f"{source}_logits")(seen)
-      logits.append(out.reshape(len(x), -1, self.num_classes))
+      logits.append(out.reshape(x.shape[0], -1, self.num_classes))
     keep(self, stages, "boxes", jnp.concatenate(boxes, 1))
     keep(self, stages, "logits", jnp.concatenate(logits, 1))
     return stages

@@ -157,7 +157,7 @@ def _write(step, cache, begin, rules, choose, grow):
     tokens = lax.dynamic_update_slice_in_dim(tokens, new[:, None], position, 1)
     return position + 1, tokens, ended | _is_end(new, rules), cache
 
-  state = (jnp.asarray(first, jnp.int32), tokens, jnp.zeros(len(begin), bool), cache)
+  state = (jnp.asarray(first, jnp.int32), tokens, jnp.zeros(begin.shape[0], bool), cache)
   for end in ends:
     state = lax.while_loop(functools.partial(going, end), write, (*state[:3], grow(state[3], end)))
   return state[1]

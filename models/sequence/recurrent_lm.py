@@ -88,9 +88,10 @@ class RecurrentLM(nn.Module):
     return stages
 
   def _few(self, tokens, size, train) -> bool:
-    """Whether V letters by way of the table (see `rnn.Recurrent`) take fewer products than B T embeddings."""
+    """Whether V letters by way of the table (see `rnn.Recurrent`) take fewer products than T embeddings, for any B."""
+    steps = tokens.shape[1]
     plain = not (train and self.dropout) and not self.has_variable("perturbations", "embedding")
-    return plain and self.vocab_size * (tokens.size + size) < tokens.size * size
+    return plain and self.vocab_size * (steps + size) < steps * size
 
   @nn.nowrap
   def start(self, batch: int, length: int | None = None) -> tuple[jax.Array, ...]:
