@@ -22,9 +22,6 @@ MOST_FILES = 100_000
 MOST_BYTES = 2**31  # of a dataset, uncompressed
 _SPLIT = re.compile(r"(?<![a-z])(train|validation|valid|val|dev|test)(?![a-z])", re.IGNORECASE)
 
-# Of what is damaged, encrypted, or compressed in a way that Python does not know.
-_DAMAGE = (OSError, EOFError, zlib.error, zipfile.BadZipFile, RuntimeError, ValueError)
-
 
 class File(NamedTuple):
   """A file of text.
@@ -135,7 +132,7 @@ def read(files: Iterable[File]) -> Iterator[tuple[File, str]]:
     try:
       content = _content(file, left)
       text = content.decode("utf-8-sig")
-    except _DAMAGE as error:
+    except Exception as error:  # damaged or encrypted archives make the libraries raise nearly anything
       raise DataError(f"{where(file)} cannot be read: {first_line(error)}") from None
     left -= len(content)
     yield file, text
@@ -176,7 +173,7 @@ def _members(path: Path) -> list[File]:
   try:
     with zipfile.ZipFile(path) as archive:
       names = [entry.filename for entry in archive.infolist() if not entry.is_dir()]
-  except _DAMAGE as error:
+  except Exception as error:  # as in `read`
     raise DataError(f"{str(path)!r} cannot be read: {first_line(error)}") from None
   shown = [name for name in names if not any(part.startswith((".", "__")) for part in name.split("/"))]
   return [File(re.sub(r"\.gz$", "", name, flags=re.IGNORECASE), path, name) for name in sorted(shown)]

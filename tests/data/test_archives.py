@@ -5,7 +5,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from texts import corpus, mistake, put
 
@@ -88,6 +88,7 @@ def test_gzip_that_is_cut_off(tmp_path):
 
 @settings(deadline=None, max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(at=st.integers(0, 10**4), byte=st.integers(0, 255), cut=st.none() | st.integers(0, 10**4))
+@example(at=148, byte=0, cut=None)  # a file without a name
 def test_damaged_archives_raise_nothing_else(tmp_path, at, byte, cut):
   """One byte changed, or the end cut off: the very text, less of it, or a DataError."""
   held = {"a.train.txt": "text " * 100, "b.train.txt": "stored"}
