@@ -179,7 +179,7 @@ MISTAKES = {
   "model field": (["--config.model.fields.droput=.1"], "'droput'; did you mean 'dropout'?"),
   "unknown field of model fields": (["--config.model.fields={'droput': .1}"], "'droput'; did you mean 'dropout'?"),
   "type of model field": (["--config.model.fields.dropout=high"], "'dropout' of model 'deep_convnet' must be like 0.5"),
-  "dataset": (["--config.data.name=digit"], "unknown dataset 'digit'; did you mean 'digits'?"),
+  "dataset": (["--config.data.name=digit"], "unknown dataset 'digit'; did you mean 'digits'"),
   "TFDS dataset": (["--config.data.name=mnst"], "unknown dataset 'mnst'; did you mean 'mnist'"),
   "not prepared": (["--config.data.name=mnist", "--config.data.data_dir=."], "download_and_prepare()"),
   "model of another task": (["--config.model.name=dcgan"], "task 'classification' cannot train model 'dcgan'"),
@@ -271,7 +271,7 @@ def test_doctor(root, tmp_path):
 def test_doctor_finds_what_is_wrong(root, tmp_path):
   done = launch(root, "--mode=doctor", "--config.data.name=digitz", cwd=tmp_path)
   assert done.returncode == 2
-  assert "BAD  data         unknown dataset 'digitz'; did you mean 'digits'?" in done.stdout
+  assert "BAD  data         unknown dataset 'digitz'; did you mean 'digits'" in done.stdout
   assert done.stderr.strip() == "error: doctor: data will not do; the lines above say why"
 
 

@@ -198,7 +198,7 @@ def test_an_error_ends_both(tiny, start_two, tmp_path):
   config = tiny(data__name="digitz")
   codes, told = finish(start_two(config, f"--workdir={tmp_path / 'run'}"))
   assert codes == [2, 2]
-  assert all("unknown dataset 'digitz'; did you mean 'digits'?" in t for t in told)
+  assert all("unknown dataset 'digitz'; did you mean 'digits'" in t for t in told)
   assert not (tmp_path / "run").exists()
   with workdir.lock(tmp_path / "taken"):
     codes, told = finish(start_two(tiny(), f"--workdir={tmp_path / 'taken'}"))
