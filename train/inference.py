@@ -126,8 +126,9 @@ def predict(path: str, inputs: list[str], which: str = "latest", changes: dict |
     report.save_figures(folder, files)
     return folder
   if run.task.table is None:
-    instead = "--mode=sample, which writes" if run.config.task == "language_model" else "--mode=eval for its pictures"
-    raise UserError(f"task {run.config.task!r} labels nothing; see {instead}")
+    raise UserError(
+      f"task {run.config.task!r} labels nothing; see --mode=eval for its pictures or, of language models, --mode=sample"
+    )
   given = run.task.given(inputs)
   header, rows, captions = labeller(run, mesh, loop.eval_batch_size(run.config, mesh))(given)
   folder = new_folder(run.folder / "predictions")

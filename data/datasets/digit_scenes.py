@@ -10,16 +10,14 @@ about a scene follows from a stream of raw bits of its own, which NumPy promises
 every machine draws the same scenes.
 """
 
-import io
 import itertools
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 import tensorflow_datasets as tfds
-from PIL import Image
 
-from flaxonomy.data.datasets import digits
+from flaxonomy.data.datasets import digits, pictures
 
 SIDES = (128, 64, 256)  # of canvases; the first is the default
 COUNTS = {"train": 4_000, "test": 500}
@@ -129,8 +127,8 @@ def example(found: Scene, index: int) -> dict:
     {"bbox": tfds.features.BBox(*(edge / side for edge in o.box)), "label": o.label, "area": o.area, "is_crowd": False}
     for o in found.objects
   ]
-  pictures = {name: _png(getattr(found, name)) for name in ("image", "instances", "semantic")}
-  return {"id": index, "objects": objects, "caption": found.caption, **pictures}
+  images = {name: pictures.png(getattr(found, name), level=2) for name in ("image", "instances", "semantic")}
+  return {"id": index, "objects": objects, "caption": found.caption, **images}
 
 
 def scene(split: str, index: int, side: int = SIDES[0], seed: int = 0) -> Scene:
@@ -374,11 +372,3 @@ def _relation(ones: Sequence[Object], others: Sequence[Object], side: int) -> tu
 def _below(bits, limit: int) -> int:
   """A number from 0 to limit - 1."""
   return (bits.random_raw() >> 32) * limit >> 32
-
-
-def _png(image: np.ndarray) -> io.BytesIO:
-  """An image encoded, more quickly than small."""
-  file = io.BytesIO()
-  Image.fromarray(image).save(file, "png", compress_level=2)
-  file.seek(0)
-  return file

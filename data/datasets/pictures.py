@@ -1,4 +1,4 @@
-"""What our builders of classified images share."""
+"""What our builders of images share."""
 
 import io
 
@@ -28,9 +28,14 @@ def info(builder, description: str, shape: tuple[int, int, int], names) -> tfds.
   )
 
 
-def png(image: np.ndarray) -> io.BytesIO:
-  """An image [H, W] uint8 encoded: without TensorFlow, TFDS stores images that are encoded already."""
+def png(image: np.ndarray, level: int = 6) -> io.BytesIO:
+  """An image encoded: without TensorFlow, TFDS stores images that are encoded already.
+
+  Args:
+    image: [H, W] or [H, W, 3] uint8.
+    level: of compression, from 1, fast, to 9, small.
+  """
   file = io.BytesIO()
-  Image.fromarray(image).save(file, "png")
+  Image.fromarray(image).save(file, "png", compress_level=level)
   file.seek(0)
   return file

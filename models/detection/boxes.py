@@ -108,7 +108,8 @@ def encode(truth: jax.Array, boxes: jax.Array, weights: tuple[float, float, floa
     [..., 4]; zeros where one of the two has no width or height, is infinite or NaN, so that a mask can take it out.
   """
   (x, y, w, h), (to_x, to_y, to_w, to_h) = _centred(boxes), _centred(truth)
-  good = math.prod((side > 0) & (side < jnp.inf) for side in (w, h, to_w, to_h))
+  sides = jnp.stack([w, h, to_w, to_h])
+  good = ((sides > 0) & (sides < jnp.inf)).all(0)
   w, h, to_w, to_h = (jnp.where(good, side, 1) for side in (w, h, to_w, to_h))
   moves = ((to_x - x) / w, (to_y - y) / h, jnp.log(to_w / w), jnp.log(to_h / h))
   return jnp.stack([jnp.where(good, weight * move, 0) for weight, move in zip(weights, moves)], -1)

@@ -31,9 +31,13 @@ def _vgg(module, path):
   if path in dense:
     return dense[path]
   kind, stage, number = re.fullmatch(r"(conv|norm)(\d)_(\d)", path).groups()
-  each = 3 if module.batch_norm else 2
-  before = sum(each * depth + 1 for depth in module.depths[: int(stage) - 1]) + each * (int(number) - 1)
+  before = numbered(module.depths, int(stage), int(number), 3 if module.batch_norm else 2)
   return f"features.{before + (kind == 'norm')}"
+
+
+def numbered(depths, stage: int, number: int, each: int = 2) -> int:
+  """The place of a convolution of VGG in one list of all, `each` for a convolution and 1 for a pooling."""
+  return sum(each * depth + 1 for depth in depths[: stage - 1]) + each * (number - 1)
 
 
 def _resnet(module, path):

@@ -1,11 +1,12 @@
 """Public names of the detectors: torchvision's."""
 
 from flaxonomy.models.detection import ssd
+from flaxonomy.models.interop.classifiers import numbered
 from flaxonomy.models.interop.family import LEAVES, Family
 
 PLAIN = {  # of the layers with parameters, where torchvision numbers its Sequentials through
-  **{f"conv{i}_{j}": f"backbone.features.{first + 2 * (j - 1)}"
-     for i, (depth, first) in enumerate(zip(ssd.DEPTHS[:4], (0, 5, 10, 17)), 1) for j in range(1, depth + 1)},
+  **{f"conv{i}_{j}": f"backbone.features.{numbered(ssd.DEPTHS, i, j)}"
+     for i, depth in enumerate(ssd.DEPTHS[:4], 1) for j in range(1, depth + 1)},
   **{f"conv5_{j}": f"backbone.extra.0.{2 * j - 1}" for j in (1, 2, 3)},
   "fc6": "backbone.extra.0.7.1", "fc7": "backbone.extra.0.7.3",
   **{f"{name}_{j}": f"backbone.extra.{i}.{2 * (j - 1)}" for i, name in enumerate(ssd.EXTRA, 1) for j in (1, 2)},

@@ -78,8 +78,8 @@ def greedy(step: Callable, cache, begin: jax.Array, rules: Rules, grow: Callable
     begin: [B, P] int, P >= 1, what stands first.
     rules: what may be written.
     grow: (cache, length) -> the cache with room for so many tokens, for long results: one that grows `GROWTHS` times
-      on its way is read faster, and takes as many times longer to compile. It begins with room for P at least. None:
-      the cache has room for L - 1 from the start.
+      on its way is read faster, and takes as many times longer to compile. It may begin without room. None: the cache
+      has room for L - 1 from the start.
 
   Returns:
     [B, L] int32

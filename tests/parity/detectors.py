@@ -1,5 +1,7 @@
 """Detectors against torchvision: what the net sees, its maps and heads, detections, losses, gradients."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -29,17 +31,13 @@ def compare(case: dict, stem: str) -> dict:
   """
   theirs = {f"{group}/{key}": value for group in ("out", "mid") for key, value in case[group].items()}
   ours, gradients = COMPARE[model_of(case)](case)
-  found = {key: (_as(ours[key], theirs[key]), theirs[key], _tolerance(case, key)) for key in ours}
+  within = lambda key: max(1e-5, 3 * case["meta"]["float32_error"].get(key, 0.0))  # three times the reference's own
+  found = {key: (_as(ours[key], theirs[key]), theirs[key], within(key)) for key in ours if "detections" not in key}
   for i in range(_count(case)):
     found |= _detections(i, ours, theirs)
   errors = case["meta"]["float32_error"]
   norms = training.gradients(gradients, case["grad"])
   return found | {key: (*pair, min(max(1e-3, 10 * errors["grad_norms"]), 1e-2)) for key, pair in norms.items()}
-
-
-def _tolerance(case, key):
-  """1e-5, or three times what float32 costs the reference itself; 1e-4 for what comes out behind the net."""
-  return max(1e-5, 3 * case["meta"]["float32_error"].get(key, 0.0)) if "detections" not in key else 1e-4
 
 
 def _as(ours, theirs):
@@ -81,31 +79,25 @@ def _ssd300(case) -> tuple[dict, dict]:
   truth, labels, valid = _truth(case, scales)
 
   @jax.jit
-  @jax.grad
-  def slopes(params):
-    stages = model.apply({"params": params}, x, train=True)
-    return sum(total / count for total, count in _losses(stages).values())
-
-  def _losses(stages):
-    return detection_losses.multibox(stages, defaults, truth, labels, valid)
-
-  @jax.jit
+  @functools.partial(jax.grad, has_aux=True)
   def run(params):
-    stages = model.apply({"params": params}, x, train=False)
-    return stages, model.detect(stages, defaults, (SIDE, SIDE)), _losses(stages)
+    stages = model.apply({"params": params}, x, train=True)  # which changes nothing
+    sums = detection_losses.multibox(stages, defaults, truth, labels, valid)
+    losses = {key: total / count for key, (total, count) in sums.items()}
+    return sum(losses.values()), (stages, model.detect(stages, defaults, (SIDE, SIDE)), losses)
 
-  stages, found, losses = run(variables["params"])
+  slopes, (stages, found, losses) = run(variables["params"])
   ours = {"mid/batched": x, "mid/anchors": defaults, "mid/cls_logits": stages["logits"]}
   ours |= {"mid/bbox_regression": stages["boxes"]}
   ours |= {f"mid/features/{i}": stages[source] for i, source in enumerate(ssd.SOURCES)}
   for key, public in (("classification", "classification"), ("boxes", "bbox_regression")):
-    ours[f"out/losses/{public}"] = losses[key][0] / losses[key][1]
+    ours[f"out/losses/{public}"] = losses[key]
   for i, scale in enumerate(scales):
     there = np.asarray(found.valid[i])
     ours[f"out/detections/{i}/boxes"] = np.asarray(found.boxes[i])[there] * scale
     ours[f"out/detections/{i}/scores"] = np.asarray(found.scores[i])[there]
     ours[f"out/detections/{i}/labels"] = np.asarray(found.labels[i])[there]
-  return ours, interop.to_torch(name, {"params": slopes(variables["params"])})
+  return ours, interop.to_torch(name, {"params": slopes})
 
 
 def _truth(case, scales):
