@@ -6,12 +6,10 @@ A config is data. It names its model, dataset, optimizer and schedule; the code 
 
 import copy
 import dataclasses
-import math
-import types
-import typing
 from dataclasses import dataclass, field
 from typing import Any, Optional
 
+from flaxonomy.configs import values
 from flaxonomy.errors import UserError, shown, unknown
 
 # Of pixels in [0, 1], for each channel.
@@ -34,7 +32,7 @@ class Augment:
   """Random changes to training images, on the device. Zero, False or None switches one off.
 
   The order is fixed: one affine map (random-resized crop, crop, scale, rotation, translation, flips), colour,
-  cutout, mixup.
+  cutout, mixup. Scenes with boxes: mosaic, colour, zoom-out, crop by overlap, scale, translation, flip.
   """
 
   random_resized_crop: Optional[tuple[float, float]] = None  # (least, most) area of the crop, Szegedy et al. 2014
@@ -47,9 +45,13 @@ class Augment:
   brightness: float = 0.0  # added offset, at most this share of full scale either way
   contrast: float = 0.0  # contrast factor drawn from [1 - c, 1 + c] about the image's mean
   saturation: float = 0.0  # factor drawn from [1 - s, 1 + s] about the grey image; colour images only
+  hue: float = 0.0  # turned by at most this share of the circle either way; scenes only
   color_pca: float = 0.0  # deviation of ImageNet's colour components, 0.1 in Krizhevsky et al. 2012; colour images only
   cutout: int = 0  # side of the square set to zero, in pixels, DeVries and Taylor 2017
   mixup: float = 0.0  # alpha of the Beta distribution, Zhang et al. 2018
+  zoom_out: float = 0.0  # at most so many times the side, every other image, 4 in Liu et al. 2016, 2.2; scenes only
+  iou_crop: bool = False  # parts that overlap an object by a drawn least IoU, Liu et al. 2016, 2.2; scenes only
+  mosaic: float = 0.0  # probability of four images in one, Bochkovskiy et al. 2020, 3.3; scenes only
 
 
 @dataclass
@@ -77,6 +79,18 @@ class Series:
 
 
 @dataclass
+class Scenes:
+  """How annotated images become examples; for the task "detection"."""
+
+  objects: int = 32  # most objects of an image; of more, the largest are kept
+  masks: bool = False  # read the objects' masks, too
+  short_side: Optional[int] = (
+    None  # with fit "contain": pixels of the short side, if the image then fits; None: it fits
+  )
+  proposals: int = 0  # of selective search, for models that make none of their own
+
+
+@dataclass
 class Data:
   """Which dataset, how it is read, batched and changed."""
 
@@ -85,7 +99,7 @@ class Data:
   train_split: str = "train"  # a TFDS split, e.g. "train[:90%]"
   eval_split: str = "test"
   image_size: Optional[tuple[int, int]] = None  # (height, width) to resize to, bilinear; None: as stored
-  fit: str = "stretch"  # to image_size: "stretch", or "cover": short side first, then the central part
+  fit: str = "stretch"  # to image_size: "stretch"; "cover": short side first, then the central part; "contain": whole
   crop_size: Optional[tuple[int, int]] = None  # (height, width) the model sees: a random part in training; None: all
   eval_crops: int = 1  # parts of crop_size averaged in evaluation: 1 central, or 10: corners and centre, mirrored too
   eval_scales: tuple[float, ...] = (1.0,)  # the same of the image enlarged by each factor, averaged
@@ -102,6 +116,7 @@ class Data:
   augment: Augment = field(default_factory=Augment)
   text: Text = field(default_factory=Text)
   series: Series = field(default_factory=Series)
+  scenes: Scenes = field(default_factory=Scenes)
 
 
 @dataclass
@@ -172,6 +187,17 @@ class Decode:
 
 
 @dataclass
+class Detect:
+  """What a detector reports; for the task "detection". None: what the model's paper or public code has."""
+
+  score: Optional[float] = None  # what a probability must be above, to count in an evaluation
+  threshold: Optional[float] = None  # IoU above which the less likely of two boxes of a class is left out
+  most: Optional[int] = None  # of an image
+  draw_score: float = 0.1  # the same of pictures, and of what `predict` writes
+  draw_threshold: float = 0.45
+
+
+@dataclass
 class Study:
   """Several runs side by side in one picture; see train/study.py."""
 
@@ -189,6 +215,7 @@ class Config:
   optim: Optim = field(default_factory=Optim)
   train: Train = field(default_factory=Train)
   decode: Decode = field(default_factory=Decode)
+  detect: Detect = field(default_factory=Detect)
   study: Study = field(default_factory=Study)
   seed: int = 0
 
@@ -281,10 +308,10 @@ def validate(config: Config) -> Config:
       holder = getattr(holder, name)
     value = getattr(holder, last)
     try:
-      setattr(holder, last, _convert(value, kind))
+      setattr(holder, last, values.convert(value, kind))
     except TypeError:
       raise UserError(
-        f"config field {path!r} must be {_describe(kind)}, not {shown(value)} ({type(value).__name__})"
+        f"config field {path!r} must be {values.describe(kind)}, not {shown(value)} ({type(value).__name__})"
       ) from None
     except (OverflowError, RecursionError):
       raise UserError(f"config field {path!r} is out of range: {shown(value)}") from None
@@ -323,64 +350,23 @@ _AT_LEAST = {
   "data.augment.color_pca": 0, "data.error_limit": 0, "optim.lr": 0, "optim.warmup_steps": 0, "optim.decay_every": 1,
   "seed": 0, "data.text.length": 2, "data.text.vocab_size": 2, "data.series.window": 2, "data.series.horizon": 1,
   "data.series.period": 1, "decode.beams": 1, "decode.length_penalty": 0, "decode.max_ratio": 0, "decode.max_extra": 1,
+  "data.scenes.objects": 1, "data.scenes.short_side": 1, "data.scenes.proposals": 0, "detect.most": 1,
+  "data.augment.zoom_out": 0,
 }  # fmt: skip
 
 
 _ONE_OF = {
   "train.dtype": ("float32", "bfloat16"), "train.on_nan": ("stop", "skip", "rollback"),
-  "data.on_error": ("raise", "skip"), "data.fit": ("stretch", "cover"), "data.eval_crops": (1, 10),
+  "data.on_error": ("raise", "skip"), "data.fit": ("stretch", "cover", "contain"), "data.eval_crops": (1, 10),
   "train.loss": ("softmax", "bce", "mse"), "decode.penalty": ("gnmt", "power"),
 }  # fmt: skip
 _BETWEEN = {
   "optim.momentum": (0, 1), "optim.b1": (0, 1), "optim.b2": (0, 1), "optim.rho": (0, 1), "train.ema_decay": (0, 1),
   "train.label_smoothing": (0, 1), "data.augment.brightness": (0, 1), "data.augment.contrast": (0, 1),
   "data.augment.translate": (0, 1), "data.augment.saturation": (0, 1),
+  "data.augment.hue": (0, 1), "data.augment.mosaic": (0, 1), "detect.score": (0, 1), "detect.threshold": (0, 1),
+  "detect.draw_score": (0, 1), "detect.draw_threshold": (0, 1),
 }  # fmt: skip
-
-
-def _convert(value, kind):
-  """The value as the annotated type; TypeError if it is of another, OverflowError if no run can use it."""
-  origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-  if origin in (typing.Union, types.UnionType):
-    return None if value is None else _convert(value, next(a for a in arguments if a is not type(None)))
-  if origin is tuple:
-    if not isinstance(value, (tuple, list)):
-      raise TypeError
-    if arguments[-1] is not Ellipsis and len(value) != len(arguments):
-      raise TypeError
-    kinds = [arguments[0]] * len(value) if arguments[-1] is Ellipsis else arguments
-    return tuple(_convert(v, k) for v, k in zip(value, kinds))
-  if kind is float and isinstance(value, (int, float)) and not isinstance(value, bool):
-    if not math.isfinite(value):
-      raise OverflowError
-    return float(value)
-  if kind is dict and isinstance(value, dict):
-    return _tuples(value)
-  if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-    raise TypeError
-  if kind is int and abs(value) >= 2**32:  # more than any counter or seed on a device holds
-    raise OverflowError
-  return value
-
-
-def _tuples(value):
-  """Lists as tuples, all the way down: JSON makes no difference."""
-  if isinstance(value, (list, tuple)):
-    return tuple(_tuples(v) for v in value)
-  if isinstance(value, dict):
-    return {k: _tuples(v) for k, v in value.items()}
-  if isinstance(value, int) and abs(value) >= 2**64:
-    raise OverflowError
-  return value
-
-
-def _describe(kind) -> str:
-  origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-  if origin in (typing.Union, types.UnionType):
-    return " or None".join(_describe(a) for a in arguments if a is not type(None)) + " or None"
-  if origin is tuple:
-    return f"a tuple of {arguments[0].__name__}" + ("" if arguments[-1] is Ellipsis else f", {len(arguments)} long")
-  return kind.__name__
 
 
 def flatten(config: Config) -> dict[str, Any]:

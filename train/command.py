@@ -112,7 +112,11 @@ def _line(error, path) -> str:
 
 def _files(folder: Path = CONFIGS) -> list[Path]:
   """Experiment files of a folder."""
-  return sorted(p for p in folder.glob("*.py") if p.name not in ("__init__.py", "base.py")) if folder.is_dir() else []
+  return (
+    sorted(p for p in folder.glob("*.py") if p.name not in ("__init__.py", "base.py", "values.py"))
+    if folder.is_dir()
+    else []
+  )
 
 
 def listing() -> str:

@@ -15,6 +15,7 @@ from flax import linen as nn
 from jax import lax
 
 from flaxonomy.models import layers, pooling
+from flaxonomy.models.detection import anchors
 from flaxonomy.models.detection.boxes import Detections, clip, decode, nms_by_class
 from flaxonomy.models.initializers import INITIALIZERS
 from flaxonomy.models.stages import keep
@@ -35,12 +36,14 @@ class SSD(nn.Module):
   Attributes:
     num_classes: with the background, class 0.
     sources: how many of the six maps have heads, from the first; for images smaller than 300.
+    scales: of each map's default boxes, in hundredths of the image, and one more; the released code's for COCO.
     shrink: divides all channels.
     dtype: compute type; parameters, the first map's norm and what the heads put out are float32.
   """
 
   num_classes: int = 91
   sources: int = 6
+  scales: tuple[int, ...] = (7, 15, 33, 51, 69, 87, 105)
   shrink: int = 1
   dtype: jnp.dtype = jnp.float32
 
@@ -80,6 +83,22 @@ class SSD(nn.Module):
     keep(self, stages, "boxes", jnp.concatenate(boxes, 1))
     keep(self, stages, "logits", jnp.concatenate(logits, 1))
     return stages
+
+  @nn.nowrap
+  def defaults(self, stages: dict, image: tuple[int, int]) -> jax.Array:
+    """The default boxes of all maps, [A, 4] in pixels: the released code's steps at 300 x 300, else image over map.
+
+    Args:
+      stages: of `SSD`, arrays or shapes.
+      image: (height, width) of what the net saw.
+    """
+    return anchors.default_boxes(
+      tuple(scale / 100 for scale in self.scales[: self.sources + 1]),
+      tuple(stages[source].shape[1:3] for source in SOURCES[: self.sources]),
+      anchors.SSD300_STEPS[: self.sources] if image == (300, 300) else None,
+      anchors.SSD300_RATIOS[: self.sources],
+      image,
+    )
 
   @nn.nowrap
   def detect(

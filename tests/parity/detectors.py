@@ -10,7 +10,7 @@ import training
 
 from flaxonomy.models import interop, resize
 from flaxonomy.models.detection import anchors, ssd
-from flaxonomy.train import detection_losses
+from flaxonomy.train.detection import ssd as training_of_ssd
 
 MEAN = np.float32([0.48235, 0.45882, 0.40784])  # SSD's; it divides by 1 / 255
 SIDE = 300
@@ -82,7 +82,7 @@ def _ssd300(case) -> tuple[dict, dict]:
   @functools.partial(jax.grad, has_aux=True)
   def run(params):
     stages = model.apply({"params": params}, x, train=True)  # which changes nothing
-    sums = detection_losses.multibox(stages, defaults, truth, labels, valid)
+    sums = training_of_ssd.multibox(stages, defaults, truth, labels, valid)
     losses = {key: total / count for key, (total, count) in sums.items()}
     return sum(losses.values()), (stages, model.detect(stages, defaults, (SIDE, SIDE)), losses)
 

@@ -3,7 +3,7 @@
 import jax
 import numpy as np
 
-from flaxonomy.train import detection_losses
+from flaxonomy.train.detection import ssd as training_of_ssd
 
 RNG = np.random.default_rng(0)
 DEFAULTS = np.float32([[x, y, x + side, y + side] for side in (24, 28) for y in (0, 20, 40) for x in (0, 20, 40)])
@@ -53,7 +53,7 @@ def test_multibox():
   truth[~valid] = DEFAULTS[4]
   offsets, logits = np.float32(RNG.normal(size=(3, A, 4))), np.float32(3 * RNG.normal(size=(3, A, C)))
   stages = {"boxes": offsets, "logits": logits}
-  found = jax.jit(detection_losses.multibox)(stages, DEFAULTS, truth, labels, valid)
+  found = jax.jit(training_of_ssd.multibox)(stages, DEFAULTS, truth, labels, valid)
   each = [multibox(*given[:2], given[2][:n], given[3]) for *given, n in zip(offsets, logits, truth, labels, counts)]
   classification, boxes, objects = np.sum(each, 0)
   assert each[1][2] == 0

@@ -1,11 +1,32 @@
-"""Losses of the detectors, in the order of their papers: sums over images, and what to divide them by."""
+"""SSD in training (Liu et al. 2016, section 2.2): the loss, and its default boxes for images of a size."""
 
 import jax
 import jax.numpy as jnp
 
 from flaxonomy.models.detection import ssd
 from flaxonomy.models.detection.boxes import encode, hard_negatives, iou, match_ssd
-from flaxonomy.train import losses
+from flaxonomy.train import losses, tasks
+from flaxonomy.train.detection import Detector
+
+
+def build(config, shape: tuple[int, int, int], classes: int) -> Detector:
+  """See `detection.build`."""
+  model = tasks.module(config, num_classes=classes + 1)
+  init = lambda rng: model.init(rng, jnp.zeros((1, *shape)), train=False)
+  look = lambda variables, batch, train: model.apply(variables, batch["image"], train=train)
+  stages = jax.eval_shape(
+    lambda rng: model.init_with_output(rng, jnp.zeros((1, *shape)), train=False)[0], jnp.zeros(2, jnp.uint32)
+  )
+  defaults = model.defaults(stages, shape[:2])
+
+  def loss(variables, batch, rng):
+    stages = look(variables, batch, True)
+    return multibox(stages, defaults, batch["boxes"], batch["labels"], batch["labels"] > 0), {}
+
+  def detect(variables, batch, limits):
+    return model.detect(look(variables, batch, False), defaults, shape[:2], **limits.given())._asdict()
+
+  return Detector(init, loss, detect)
 
 
 def multibox(
