@@ -138,9 +138,8 @@ def dataset(truths: list[dict], names: Sequence, categories: Sequence[int] = (),
   annotations = []
   for truth in truths:
     drawn = _encoded(truth["masks"]) if masks and truth.get("masks") is not None else None
-    rows = zip(
-      _corner_and_size(truth["boxes"]), *(np.asarray(truth[key]).tolist() for key in ("labels", "crowd", "area"))
-    )
+    known = [np.asarray(truth[key]).tolist() for key in ("labels", "crowd", "area")]
+    rows = zip(_corner_and_size(truth["boxes"]), *known, strict=True)
     for i, (box, label, crowd, area) in enumerate(rows):
       annotations.append({
         "id": len(annotations) + 1, "image_id": int(truth["image_id"]), "category_id": _category(label, categories),
@@ -164,9 +163,8 @@ def to_json(truths: list[dict], found: list[dict], kind: str = "bbox", categorie
   """
   rows = []
   for truth, each in zip(truths, found, strict=True):
-    key, shapes = (
-      ("bbox", _corner_and_size(each["boxes"])) if kind == "bbox" else ("segmentation", _encoded(each["masks"]))
-    )
+    key = "bbox" if kind == "bbox" else "segmentation"
+    shapes = _corner_and_size(each["boxes"]) if kind == "bbox" else _encoded(each["masks"])
     labels, likely = np.asarray(each["labels"]).tolist(), np.asarray(each["scores"], float).tolist()
     for shape, label, score in zip(shapes, labels, likely, strict=True):
       row = {"image_id": int(truth["image_id"]), "category_id": _category(label, categories), key: shape}

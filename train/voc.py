@@ -1,7 +1,7 @@
 """PASCAL VOC's average precision (Everingham et al. 2010, section 4.2), as the challenge's development kit counts it.
 
-Every detection, the likeliest of all images first, belongs to the object of its class that it overlaps most. It is a hit
-if the overlap reaches the threshold and no likelier one had the object before; if the object is difficult, it is
+Every detection, the likeliest of all images first, belongs to the object of its class that it overlaps most. It is a
+hit if the overlap reaches the threshold and no likelier one had the object before; if the object is difficult, it is
 neither hit nor miss, and difficult objects need not be found.
 
 The kit counts pixels, x2 and y2 those of the last one, so that a width is x2 - x1 + 1. Boxes here end behind their
