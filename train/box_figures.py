@@ -55,11 +55,11 @@ def drawn(
   scale = _scale(image, most)
   labels = np.asarray(found["labels"], int)
   picture = _enlarged(_masked(image, found.get("masks"), [shades[label - 1] for label in labels]), scale)
-  boxes = scale * np.asarray(found["boxes"], float).reshape(-1, 4)
+  boxes = _within(scale * np.asarray(found["boxes"], float), picture.size)
   crowd = np.asarray(found.get("crowd", np.zeros(len(boxes))), bool)
   pen = ImageDraw.Draw(picture, "RGBA")
   width = max(2, round(max(picture.size) / 300))
-  for box in scale * np.asarray(truth["boxes"], float).reshape(-1, 4) if truth else ():
+  for box in _within(scale * np.asarray(truth["boxes"], float), picture.size) if truth else ():
     _frame(pen, box, (255, 255, 255), width, True)
   for i in reversed(range(len(boxes))):
     _frame(pen, boxes[i], shades[labels[i] - 1], width, crowd[i])
@@ -151,6 +151,11 @@ def _best(recall, precision):
 def _scale(image, most):
   longest = max(image.shape[:2])
   return most / longest if most and longest > most else max(1, SIDE // longest)
+
+
+def _within(boxes, size):
+  """[K, 4], no part beyond the picture: a net that learns badly may find anything."""
+  return np.clip(np.nan_to_num(boxes.reshape(-1, 4)), 0, (*size, *size))
 
 
 def _enlarged(image, scale):
