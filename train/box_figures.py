@@ -213,25 +213,21 @@ def _places(boxes, labels, size):
   Returns:
     K of (x1, y1, x2, y2).
   """
-  chosen = []
+  boxes, chosen = np.asarray(boxes, float).reshape(-1, 4), np.zeros((len(labels), 4))
   for i, ((x1, y1, x2, y2), (wide, tall)) in enumerate(zip(boxes, labels)):
-    corners = [
+    corners = [  # the first ones are preferred
       (x1, y1 - tall), (x1, y1), (x2 - wide, y1 - tall), (x1, y2), (x2 - wide, y2), (x2 - wide, y1), (x1, y2 - tall),
       (x2, y1), (x1 - wide, y1), (x2, y2 - tall), (x1 - wide, y2 - tall),
     ]  # fmt: skip
-    best = None
-    for rank, (x, y) in enumerate(corners):
-      x, y = (int(np.clip(at, 0, max(0, most - own))) for at, most, own in zip((x, y), size, (wide, tall)))
-      place = x, y, x + wide, y + tall
-      cost = sum(_common(place, other) for other in chosen) * 8 + rank * 0.01 * wide * tall
-      cost += sum(_common(place, other) for j, other in enumerate(boxes) if j != i) * 0.3
-      if best is None or cost < best[0]:
-        best = cost, place
-    chosen.append(best[1])
-  return chosen
+    corners = np.clip(np.rint(corners), 0, np.maximum(0, np.subtract(size, (wide, tall))))
+    places = np.concatenate([corners, corners + (wide, tall)], 1)
+    others = _common(places, np.delete(boxes, i, 0))
+    cost = 8 * _common(places, chosen[:i]) + 0.3 * others + 0.01 * wide * tall * np.arange(len(places))
+    chosen[i] = places[cost.argmin()]
+  return [tuple(place) for place in chosen.astype(int).tolist()]
 
 
-def _common(one, other):
-  """The area that two boxes share."""
-  sides = (min(one[i + 2], other[i + 2]) - max(one[i], other[i]) for i in (0, 1))
-  return float(np.prod([max(0.0, float(side)) for side in sides]))
+def _common(places, others):
+  """[P]: the area that each of `places` [P, 4] shares with all of `others` [K, 4], counted for each."""
+  corner = np.maximum(places[:, None, :2], others[None, :, :2])
+  return np.maximum(np.minimum(places[:, None, 2:], others[None, :, 2:]) - corner, 0).prod(-1).sum(1)
