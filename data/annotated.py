@@ -72,7 +72,7 @@ def _of_tfds(config, builder, split) -> Source:
   """A dataset with an image and a sequence of objects, each with a box and a class."""
   import tensorflow_datasets as tfds
 
-  features = builder.info.features
+  features = dict(builder.info.features.items())
   image = sources.feature(builder, "image", tfds.features.Image)
   found = [(n, *_parts(f.feature, tfds)) for n, f in features.items() if isinstance(f, tfds.features.Sequence)]
   found = [(name, box, label) for name, box, label in found if box and label]
@@ -91,13 +91,18 @@ def _of_tfds(config, builder, split) -> Source:
   keys = {
     "image": image, "objects": name, "box": box, "label": label, "instances": numbered,
     "crowd": next((key for key in _CROWD if key in held), None), "area": "area" if "area" in held else None,
-    "id": next((key for key in ("image/id", "image_id", "id") if getattr(features.get(key), "shape", None) == ()
-                and np.issubdtype(features[key].np_dtype, np.integer)), None),
+    "id": _number_of(features),
   }  # fmt: skip
   # The boxes of TFDS's VOC are VOC's own: counted from 1, with the last pixel in them.
   read = functools.partial(_tfds_record, keys, int(builder.name == "voc"), f"dataset {config.name!r}")
   shape, names = tuple(features[image].shape), tuple(held[label].names)
   return Source(_Records(records, read), names, None if None in shape else shape, split, _categories(names))
+
+
+def _number_of(features) -> str | None:
+  """The feature that numbers the images."""
+  whole = lambda f: getattr(f, "shape", None) == () and np.issubdtype(f.np_dtype, np.integer)
+  return next((key for key in ("image/id", "image_id", "id") if key in features and whole(features[key])), None)
 
 
 def _parts(feature, tfds) -> tuple[str | None, str | None]:

@@ -81,7 +81,7 @@ def placed(given: Annotation, height: int, width: int, classes: int) -> Annotati
   slack = np.full(4, SLACK)
   if given.relative:
     boxes, slack = boxes * edges, np.maximum(edges / 100, SLACK)
-    if isinstance(polygons, (list, tuple)):
+    if isinstance(polygons, list):  # and no masks in an image
       polygons = [[(np.reshape(one, (-1, 2)) * edges[:2]).ravel().tolist() for one in thing] for thing in polygons]
   boxes = boxes - np.array([given.first, given.first, 0, 0])
   cut = np.clip(boxes, 0, edges)
