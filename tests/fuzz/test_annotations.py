@@ -54,7 +54,7 @@ def example(config):
 
 
 @settings(
-  max_examples=600, deadline=None, database=None, derandomize=True, suppress_health_check=list(HealthCheck)
+  max_examples=400, deadline=None, database=None, derandomize=True, suppress_health_check=list(HealthCheck)
 )  # fmt: skip
 @given(
   which=st.sampled_from([(name, path) for name, files in FILES.items() for path in files]),
