@@ -37,6 +37,7 @@ class Info(NamedTuple):
   size: int = 0  # examples of the split
   tokenizers: dict = {}  # of text, by what they are for: {"text": data.text.Tokenizer}
   series: dict | None = None  # of series: what data.series.Series holds
+  categories: tuple[int, ...] = ()  # of scenes: the ids by which COCO's files call the classes; (): 1, 2, ...
 
 
 class Feed(NamedTuple):
@@ -51,7 +52,8 @@ class Feed(NamedTuple):
     eval_items: () -> items with a leading axis [B], every example once, the last batch padded.
     read: indices -> batch of NumPy arrays, on the host.
     alike: (first step, count) -> how many of these steps, from the first on, have items of one shape.
-    texts: indices -> the examples as they were before they became tokens, dicts of str; of data that is read so.
+    texts: indices -> the examples as they were before they became tokens, dicts of str; of scenes the truth that
+      detections are judged by, see scenes.py; of data that is read so.
   """
 
   size: int
@@ -156,10 +158,24 @@ def open_feed(config, source: sources.Source, info: Info, seed: int, batch_size:
     batch_size: examples of a batch, over all devices; divisible by them.
     mesh: the devices, one axis.
   """
-  reader, size = Reader(source, info, config.on_error, config.error_limit, config.fit), len(source.records)
-  on_device = config.on_device
+  reader = Reader(source, info, config.on_error, config.error_limit, config.fit)
+  return of_reader(reader, config, int(np.prod(info.image_shape)), seed, batch_size, mesh)
+
+
+def of_reader(reader: Reader, config, example_bytes: int, seed: int, batch_size: int, mesh) -> Feed:
+  """A split that is read example by example, all of it at once if it fits on the devices.
+
+  Args:
+    reader: of the split.
+    config: configs.base.Data.
+    example_bytes: of an example's arrays.
+    seed: of the order of training examples.
+    batch_size: examples of a batch, over all devices; divisible by them.
+    mesh: the devices, one axis.
+  """
+  on_device, size = config.on_device, len(reader.records)
   if on_device is None:
-    on_device = size * int(np.prod(info.image_shape)) <= config.on_device_limit * 2**20
+    on_device = size * example_bytes <= config.on_device_limit * 2**20
   make = _resident if on_device else _streamed
   return make(reader, size, Order(size, seed), batch_size, config.workers, mesh)
 
@@ -198,7 +214,7 @@ def padded(size: int, batch_size: int) -> np.ndarray:
 def _resident(reader, size, order, batch_size, workers, mesh) -> Feed:
   """The whole split on the devices; items are indices."""
   whole = _read(reader, range(size))
-  arrays = {key: whole[key] for key in ("image", "label", "mask")}
+  arrays = {key: x for key, x in whole.items() if key != "index"}
   return of_arrays(arrays, order, batch_size, mesh, reader.stand_ins(size))
 
 
@@ -243,7 +259,8 @@ def of_arrays(arrays: dict, order: Order, batch_size: int, mesh, instead=None, o
 def _taken(xp, arrays, index) -> dict:
   """The batch of indices [..., B], zeros for -1; xp is NumPy or its namesake of JAX."""
   real, at = index >= 0, xp.maximum(index, 0)
-  batch = {key: xp.where(real.reshape(*index.shape, *[1] * (x.ndim - 1)), x[at], 0) for key, x in arrays.items()}
+  shown = lambda x: real.reshape(*index.shape, *[1] * (x.ndim - 1))
+  batch = {key: xp.where(shown(x), x[at], xp.zeros((), x.dtype)) for key, x in arrays.items()}
   return batch | {"index": index}
 
 

@@ -55,11 +55,23 @@ class Reader:
     index, fault, size = int(index), -1, len(self.records)
     for at in [(index + i) % size for i in range(self.reach + 1)] if index >= 0 else ():
       try:
-        image, label = self.example(at)
-        return _row(image, label, at, 1.0, fault)
+        return self.arrays(at) | _row(at, 1.0, fault)
       except DataError:
         fault = index
-    return _row(np.zeros(self.info.image_shape, np.uint8), 0, index, 0.0, fault)
+    return self.blank() | _row(index, 0.0, fault)
+
+  def arrays(self, index: int) -> dict:
+    """What a batch has of an example, but for where it stands.
+
+    Raises:
+      DataError: it cannot be read.
+    """
+    image, label = self.example(index)
+    return {"image": image, "label": np.int32(label)}
+
+  def blank(self) -> dict:
+    """The same of padding: zeros."""
+    return {"image": np.zeros(self.info.image_shape, np.uint8), "label": np.int32(0)}
 
   def example(self, index: int) -> tuple[np.ndarray, int]:
     """(image [H, W, C] uint8, label) of an index.
@@ -95,17 +107,11 @@ class Reader:
 
   def _reason(self, index) -> str:
     try:
-      self.example(index)
+      self.arrays(index)
       return f"example {index} of {self.where}: could not be read at first"
     except DataError as error:
       return str(error)
 
 
-def _row(image, label, index, mask, fault) -> dict:
-  return {
-    "image": image,
-    "label": np.int32(label),
-    "index": np.int32(index),
-    "mask": np.float32(mask),
-    "fault": np.int32(fault),
-  }
+def _row(index, mask, fault) -> dict:
+  return {"index": np.int32(index), "mask": np.float32(mask), "fault": np.int32(fault)}

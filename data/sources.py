@@ -28,16 +28,19 @@ class Source(NamedTuple):
   """The examples of one split.
 
   Attributes:
-    records: random access; records[i] is {"image": encoded bytes or a path, "label": int}; corpora.py has others.
+    records: random access; records[i] is {"image": encoded bytes or a path, "label": int}; corpora.py and annotated.py
+      have others.
     class_names: of the labels 0, 1, ...
     shape: [H, W, C] of the stored images, None where they differ or there are none.
     split: what was asked for.
+    categories: see `pipeline.Info`.
   """
 
   records: Sequence
   class_names: tuple[str, ...]
   shape: tuple | None
   split: str
+  categories: tuple[int, ...] = ()
 
 
 def open_source(config, split: str) -> Source:
@@ -74,15 +77,19 @@ def told(config):
     raise DataError(f"dataset {config.name!r} {where}cannot be opened: {what}") from error
 
 
-def open_builder(config):
+def open_builder(config, folders: tuple[str, ...] = ("folder",)):
   """The TFDS builder of a config's dataset, whose examples lie prepared.
+
+  Args:
+    config: configs.base.Data.
+    folders: other names that may have been meant.
 
   Raises:
     UserError: see `open_source`.
   """
   import tensorflow_datasets as tfds
 
-  return _own(config, tfds) if config.name.split("/")[0] in BUILDERS else _prepared(config, tfds)
+  return _own(config, tfds) if config.name.split("/")[0] in BUILDERS else _prepared(config, tfds, folders)
 
 
 def _own(config, tfds):
@@ -127,10 +134,10 @@ def _quiet():
     logging.set_verbosity(level)
 
 
-def _prepared(config, tfds):
+def _prepared(config, tfds, folders):
   """A TFDS dataset that lies prepared on disk."""
   if not re.fullmatch(r"\w+(/[\w.+-]+)?(:\d+\.\d+\.\d+)?", config.name, re.ASCII):  # TFDS imports "module:name"
-    raise unknown("dataset", config.name, _names(config, tfds), "(config field 'data.name')")
+    raise unknown("dataset", config.name, _names(config, tfds, folders), "(config field 'data.name')")
   held = Path(config.data_dir or "~/tensorflow_datasets").expanduser() / re.split("[/:]", config.name)[0]
   for path in held.rglob("features.json"):
     _only_tfds_features(path)
@@ -139,10 +146,10 @@ def _prepared(config, tfds):
   except tfds.core.DatasetNotFoundError:
     if held.is_dir():
       raise DataError(f"dataset {config.name!r} in {str(held)!r} is not whole; it may lack features.json") from None
-    raise unknown("dataset", config.name, _names(config, tfds), "(config field 'data.name')") from None
+    raise unknown("dataset", config.name, _names(config, tfds, folders), "(config field 'data.name')") from None
   except (AssertionError, ValueError, ImportError) as error:
     if "Parsing builder name" in str(error):  # "cifar-10" is no name that TFDS could know
-      raise unknown("dataset", config.name, _names(config, tfds), "(config field 'data.name')") from None
+      raise unknown("dataset", config.name, _names(config, tfds, folders), "(config field 'data.name')") from None
     raise UserError(f"dataset {config.name!r}: {first_line(error)}") from None
   folder = Path(builder.data_dir)
   if not builder.is_prepared():
@@ -174,12 +181,12 @@ def _only_tfds_features(path: Path) -> None:
     json.loads(path.read_text(), object_hook=check)
 
 
-def _names(config, tfds) -> list[str]:
+def _names(config, tfds, folders) -> list[str]:
   """Names near enough to be meant: ours, those in the data folder, and TFDS's that resemble it."""
   folder = Path(config.data_dir) if config.data_dir else None
   local = [p.name for p in folder.iterdir() if p.is_dir()] if folder and folder.is_dir() else []
   near = difflib.get_close_matches(config.name, tfds.list_builders(with_community_datasets=False), n=3)
-  return sorted({*BUILDERS, "folder", *local, *near})
+  return sorted({*BUILDERS, *folders, *local, *near})
 
 
 def _images(builder, split, name) -> Source:

@@ -212,7 +212,7 @@ def check_data(workdir: Path, info: Info) -> None:
       f"workdir {str(workdir)!r} was trained on other text: its tokens are not those of dataset {info.name!r} now; put "
       "the data back, or type another --workdir"
     )
-  for field in ("class_names", "image_shape", "series", "size"):
+  for field in ("class_names", "image_shape", "series", "size", "categories"):
     if getattr(there, field) != getattr(info, field):
       raise UserError(
         f"workdir {str(workdir)!r} was trained on other data: {field} was {getattr(there, field)}, is now "
@@ -258,12 +258,14 @@ def load_info(workdir: Path) -> Info:
     tokenizers = dict.fromkeys(saved.get("tokenizers", ()))
     if not set(tokenizers) <= {"text", "source", "target"}:
       raise TypeError(f"tokenizers {shown(list(tokenizers))}")
-    info = Info(saved["name"], tuple(saved["class_names"]), shape, saved["size"], tokenizers, series)
+    categories = tuple(saved.get("categories", ()))
+    info = Info(saved["name"], tuple(saved["class_names"]), shape, saved["size"], tokenizers, series, categories)
   except (KeyError, TypeError, AttributeError) as error:
     raise UserError(f"{str(workdir / 'data.json')!r} is damaged: {error!r}") from None
   shape = (0, 0, 0) if info.image_shape is None else info.image_shape
-  kinds = [type(x) for x in (info.name, *info.class_names, *tokenizers, *shape, info.size)]
-  if len(shape) != 3 or kinds != [str] * (1 + len(info.class_names) + len(tokenizers)) + [int] * 4:
+  kinds = [type(x) for x in (info.name, *info.class_names, *tokenizers, *shape, info.size, *categories)]
+  right = [str] * (1 + len(info.class_names) + len(tokenizers)) + [int] * (4 + len(categories))
+  if len(shape) != 3 or kinds != right or len(categories) not in (0, len(info.class_names)):
     raise UserError(f"{str(workdir / 'data.json')!r} is damaged: it describes no data")
   return info._replace(tokenizers={name: text.load(_tokenizer_file(workdir, name)) for name in tokenizers})
 
