@@ -75,7 +75,7 @@ def prepared(config, batch: dict) -> dict:
   """
   x = batch["image"]
   normal = augment.normalise(x, config.mean, config.std)
-  return batch | {"image": jnp.where(_inside(batch, x), normal, 0)} | _unpacked(batch, x.shape[2])
+  return batch | _readable(batch) | {"image": jnp.where(_inside(batch, x), normal, 0)}
 
 
 def build(config, axis: str):
@@ -97,9 +97,10 @@ def build(config, axis: str):
 
   def change(rng, batch):
     keys = augment.keys_of(rng, batch["index"])
-    batch = batch | _unpacked(batch, batch["image"].shape[2]) | {"image": batch["image"].astype(jnp.float32) / 255}
     if aug.mosaic:
       batch = _mosaic(aug, keys, batch, axis)
+    else:
+      batch = batch | _readable(batch)
     inside = _inside(batch, batch["image"])
     x = _coloured(aug, keys, batch["image"], inside)
     x = augment.standardise(x, config.mean, config.std)
@@ -121,11 +122,13 @@ def _inside(batch, x):
   return (rows[:, :, None] & columns[:, None])[..., None]
 
 
-def _unpacked(batch, width):
-  """The masks [B, G, H, W] bool, where there are some."""
-  if "masks" not in batch:
-    return {}
-  return {"masks": jnp.unpackbits(batch["masks"], axis=-1, count=width).astype(bool)}
+def _readable(batch):
+  """Images in [0, 1] and masks, if there are some, [..., G, H, W] bool."""
+  found = {"image": batch["image"].astype(jnp.float32) / 255}
+  if "masks" in batch:
+    masks = jnp.unpackbits(batch["masks"], axis=-1, count=batch["image"].shape[-2])
+    found["masks"] = lax.optimization_barrier(masks.astype(bool))
+  return found
 
 
 def _coloured(aug, keys, x, inside):
@@ -200,9 +203,9 @@ def _iou_crop(key, start, extent, boxes, learned):
 
   As torchvision's RandomIoUCrop: sides of .3 to 1, aspects of .5 to 2, the object's centre in the part.
   """
-  least, *drawn = augment.uniform(key, "iou_crop", (1 + 4 * TRIALS,))
-  least = jnp.array(LEAST_IOU)[(least * len(LEAST_IOU)).astype(jnp.int32)]
-  drawn = jnp.stack(drawn).reshape(TRIALS, 2, 2)
+  drawn = augment.uniform(key, "iou_crop", (1 + 4 * TRIALS,))
+  least = jnp.array(LEAST_IOU)[(drawn[0] * len(LEAST_IOU)).astype(jnp.int32)]
+  drawn = drawn[1:].reshape(TRIALS, 2, 2)
   sides = (0.3 + 0.7 * drawn[:, 0]) * extent[None]
   starts = start[None] + drawn[:, 1] * (extent[None] - sides)
   corners = boxes.reshape(-1, 2, 2)[None, :, :, ::-1]  # [1, G, 2, 2]: near and far, y and x
@@ -226,6 +229,7 @@ def _mosaic(aug, keys, batch, axis):
   for _ in range(3):
     sources.append({name: augment.following(x, axis) for name, x in sources[-1].items()})
   sources = {name: jnp.stack([source[name] for source in sources], 1) for name in sources[0]}
+  sources |= _readable(sources)
   maps = jax.vmap(lambda key, sizes: _quarters(aug.mosaic, key, sizes))(keys, sources["size"].astype(jnp.float32))
   return batch | _moved(sources, maps, True)
 
@@ -321,9 +325,9 @@ def _places(m, axis, n):
 
 def _masks(masks, m):
   """Masks [G, H, W] bool through a Map, the nearest pixel."""
-  for axis in (0, 1):
-    n = masks.shape[1 + axis]
-    places, seen = _places(m, axis, n)
-    masks = jnp.take(masks, jnp.clip(places, 0, n - 1).astype(jnp.int32), axis=1 + axis)
-    masks &= seen[None, :, None] if axis == 0 else seen[None, None]
-  return masks
+  index = lambda places, n: jnp.clip(places, 0, n - 1).astype(jnp.int32)
+  (y, rows), (x, columns) = (_places(m, axis, n) for axis, n in enumerate(masks.shape[1:]))
+  # Without the barrier XLA works the indices out anew for every pixel of every mask: 20 times as slow on CPUs.
+  y, x, rows, columns = lax.optimization_barrier((index(y, masks.shape[1]), index(x, masks.shape[2]), rows, columns))
+  found = masks.at[:, y[:, None], x[None]].get(mode="promise_in_bounds")
+  return found & (rows[:, None] & columns[None])[None]
