@@ -1,4 +1,4 @@
-"""Augmentation of scenes on the device: pictures, boxes and masks are moved together, by pure functions of (rng, batch).
+"""Augmentation of scenes on the device: pure functions of (rng, batch) that move pictures, boxes and masks together.
 
 The order is mosaic, colour, zoom-out, crop by overlap, scale, translation, flip; draws are keyed as in augment.py. All
 that moves after the mosaic is one map for each image: a part of the picture, which may go beyond it, is put on the
@@ -261,11 +261,12 @@ def _movable(batch):
 
 
 def _moved(sources, maps, quarter):
-  """K pictures each put together in one, through the maps [B, K, ...].
+  """K pictures each put together in one.
 
   Args:
-    sources: "image" [B, K, H, W, 3] float32, zero beside the pictures of "size" [B, K, 2]; "boxes" [B, K, G, 4] and
-      all else that goes with them.
+    sources: "image" [B, K, H, W, 3] float32, pictures of "size" [B, K, 2]; "boxes" [B, K, G, 4] and all else that goes
+      with them, as `_movable` has it.
+    maps: a Map of [B, K, 2].
     quarter: whether of objects' boxes a quarter must be seen.
 
   Returns:

@@ -26,7 +26,7 @@ EVERY = MOVED | {
 
 
 def scenes(count=16, size=SIZE, seed=0, least=6):
-  """Three rectangles each, one in each channel at 250 on 50, with their masks, on canvases that pictures fill in part."""
+  """Three rectangles each, one in each channel at 250 on 50, in pictures that fill a part of their canvases."""
   r = np.random.default_rng(seed)
   sizes = np.stack([r.integers(2 * n // 3, n + 1, count) for n in size], 1).astype(np.int32)
   image, masks = np.zeros((count, *size, 3), np.uint8), np.zeros((count, 4, *size), bool)
@@ -81,6 +81,12 @@ def beside(batch):
   return (y >= batch["size"][:, 0, None, None]) | (x >= batch["size"][:, 1, None, None])
 
 
+def within(size, low, high, by=0):
+  """[H, W] bool, pixels whose centres are between two corners (y, x), and so far from their borders."""
+  centres = np.indices(size) + 0.5
+  return ((centres >= low[:, None, None] + by) & (centres < high[:, None, None] - by)).all(0)
+
+
 # Without a random change.
 
 
@@ -133,11 +139,9 @@ def test_pictures_are_resized_as_pil_does():
     assert abs(slope[0] - slope[1]) < 1e-5
     normal = (picture[:height, :width] / 255 - MEAN) / STD
     expected = shown(normal, slope, offset, (height, width))
-    centres = np.indices((height, width)) + 0.5
-    far = lambda by: ((centres >= low[:, None, None] + by) & (centres < high[:, None, None] - by)).all(0)
-    inside = far(3 if slope[0] > 1 else 0)  # PIL averages over what is put around; ours does not
+    inside = within((height, width), low, high, 3 if slope[0] > 1 else 0)  # PIL averages over what is put around
     np.testing.assert_allclose(image[inside], expected[inside], atol=1e-4)
-    assert not image[~far(0)].any()
+    assert not image[~within((height, width), low, high)].any()
     smaller += slope[0] > 1 and inside.sum() > 20
   assert 8 < flipped < 24
   assert 4 < smaller < 20
@@ -205,7 +209,7 @@ def test_flips_copy_pixels():
   np.testing.assert_array_equal(out["other"], batch["index"])  # no key of scenes
   whole = jax.device_get(scene_augment.prepared(Data(), batch))
   flipped = 0
-  for b, (height, width) in enumerate(batch["size"]):
+  for b, width in enumerate(batch["size"][:, 1]):
     image, masks, boxes = (whole[name][b].copy() for name in ("image", "masks", "boxes"))
     if not np.array_equal(out["boxes"][b], boxes):
       flipped += 1
@@ -227,11 +231,11 @@ def test_zoom_out_shows_all_on_the_mean_colour():
     assert ((offset <= 1e-5) & (offset + slope * size >= size - 1e-3)).all(), "the picture lies within"
     np.testing.assert_allclose((high - low) * slope, size, atol=1e-3)
     ratios.append(slope[0])
-    pixels = np.indices(out["image"].shape[1:3]) + 0.5
-    seen = ((pixels >= low[:, None, None]) & (pixels < high[:, None, None])).all(0)
+    seen = within(out["image"].shape[1:3], low, high)
     assert not out["image"][b][~seen].any()
     assert (out["image"][b][seen] != 0).all()
-    np.testing.assert_allclose(out["boxes"][b, :3], (batch["boxes"][b, :3] - np.tile(offset[::-1], 2)) / slope[0], atol=1e-3)
+    expected = (batch["boxes"][b, :3] - np.tile(offset[::-1], 2)) / slope[0]
+    np.testing.assert_allclose(out["boxes"][b, :3], expected, atol=1e-3)
   ratios = np.array(ratios)
   assert 96 < (ratios == 1).sum() < 160
   assert (ratios >= 1).all()
@@ -295,20 +299,18 @@ def test_colours_are_those_of_the_picture():
   """Contrast about the picture's mean, not the canvas's, then saturation, then hue; the canvas stays zero."""
   batch = {name: x for name, x in scenes(8, seed=9).items() if name not in ("masks", "proposals")}
   settings = {"brightness": 0.1, "contrast": 0.4, "saturation": 0.4, "hue": 0.2}
-  out = run(batch, settings, MEAN, STD)
-  assert out.keys() == batch.keys()
-  out = out["image"]
+  out = run(batch, settings, MEAN, STD)["image"]
   assert not out[beside(batch)].any()
   kinds = ("brightness", "contrast", "saturation", "hue")
   one = lambda i: {kind: augment.uniform(jax.random.fold_in(KEY, i), kind, (), -1, 1) for kind in kinds}
   drawn = jax.device_get(jax.jit(jax.vmap(one))(batch["index"]))
   for b, (height, width) in enumerate(batch["size"]):
-    draw = lambda kind: drawn[kind][b]
+    brightness, contrast, saturation, turn = (drawn[kind][b] for kind in kinds)
     x = batch["image"][b, :height, :width] / 255
-    x = (x - x.mean()) * (1 + 0.4 * draw("contrast")) + x.mean() + 0.1 * draw("brightness")
+    x = (x - x.mean()) * (1 + 0.4 * contrast) + x.mean() + 0.1 * brightness
     grey = (x @ [0.299, 0.587, 0.114])[..., None]
-    x = np.clip((x - grey) * (1 + 0.4 * draw("saturation")) + grey, 0, 1)
-    x = np.reshape([turned(pixel, 0.2 * draw("hue")) for pixel in x.reshape(-1, 3)], x.shape)
+    x = np.clip((x - grey) * (1 + 0.4 * saturation) + grey, 0, 1)
+    x = np.reshape([turned(pixel, 0.2 * turn) for pixel in x.reshape(-1, 3)], x.shape)
     np.testing.assert_allclose(out[b, :height, :width], (x - np.array(MEAN)) / STD, atol=1e-4)
 
 
@@ -331,7 +333,6 @@ def test_mosaics_are_of_the_next_three():
   assert out["masks"].shape == (count, 16, *SIZE)
   image, made = np.rint(out["image"][..., 0] * 255).astype(int), []
   for b, (height, width) in enumerate(batch["size"]):
-    corners = [image[b, y, x] for y in (0, height - 1) for x in (0, width - 1)]
     partners = [(b + k) % count for k in range(4)]
     whole = np.array_equal(out["masks"][b, 0], objects[b]) and not out["labels"][b, 1:].any()
     made.append(not whole)
@@ -339,8 +340,8 @@ def test_mosaics_are_of_the_next_three():
       np.testing.assert_array_equal(image[b], batch["image"][b, ..., 0])
       np.testing.assert_array_equal(out["boxes"][b, 0], batch["boxes"][b, 0])
       continue
-    for corner, i in zip(corners, partners):
-      assert corner in range(shade[i, 0, 0], shade[i, 0, 0] + 51)
+    for (y, x), i in zip(itertools.product((0, height - 1), (0, width - 1)), partners):
+      assert 0 <= image[b, y, x] - shade[i, 0, 0] <= 50
     assert (image[b][~beside(batch)[b]] > 0).all(), "the quarters are covered"
     for k in np.flatnonzero(out["labels"][b]):
       i, box, mask = partners[k // 4], out["boxes"][b, k], out["masks"][b, k]
@@ -349,8 +350,6 @@ def test_mosaics_are_of_the_next_three():
       x1, y1, x2, y2 = np.rint(box).astype(int)
       core = image[b, y1 + 2 : y2 - 2, x1 + 2 : x2 - 2]
       assert (core == shade[i, 0, 0] + 50).all(), "bright where the box is"
-      ring = image[b][~mask & (np.abs(image[b] - shade[i, 0, 0] - 50) == 0)]
-      assert len(ring) <= 2 * (box[2:] - box[:2]).sum() + 8
   assert 8 < sum(made) < 24
   assert ((out["labels"] > 0).sum(1)[made] > 1).all()
 
