@@ -16,10 +16,11 @@ from jax import lax
 
 def normalise(images: jax.Array, mean: tuple[float, ...], std: tuple[float, ...]) -> jax.Array:
   """Pixels [B, H, W, C] uint8 to (pixel / 255 - mean) / std, float32; mean and std have 1 or C entries."""
-  return _standardise(images.astype(jnp.float32) / 255, mean, std)
+  return standardise(images.astype(jnp.float32) / 255, mean, std)
 
 
-def _standardise(x, mean, std):
+def standardise(x: jax.Array, mean: tuple[float, ...], std: tuple[float, ...]) -> jax.Array:
+  """(x - mean) / std of images [B, H, W, C] in [0, 1]; mean and std have 1 or C entries."""
   return (x - jnp.asarray(mean)[None, None, None]) / jnp.asarray(std)[None, None, None]
 
 
@@ -37,14 +38,14 @@ def build(config, axis: str):
   aug, size = config.augment, config.crop_size
 
   def augment(rng, batch):
-    keys = jax.vmap(lambda i: jax.random.fold_in(rng, i))(batch["index"])
+    keys = keys_of(rng, batch["index"])
     x = batch["image"].astype(jnp.float32) / 255
     if geometric := _geometry(aug, size):
       matrices = jax.vmap(lambda key: _matrix(aug, key, x.shape[1:3], size))(keys)
       x = affine(x, matrices, interpolate=geometric == "fractional", size=size)
     if aug.brightness or aug.contrast or aug.saturation or aug.color_pca:
-      x = jax.vmap(lambda key, image: _colour(aug, key, image))(keys, x)
-    x = _standardise(x, config.mean, config.std)
+      x = jax.vmap(lambda key, image: colour(aug, key, image))(keys, x)
+    x = standardise(x, config.mean, config.std)
     if aug.cutout:
       x = jax.vmap(lambda key, image: _cutout(aug.cutout, _key(key, "cutout"), image))(keys, x)
     batch = batch | {"image": x}
@@ -55,8 +56,18 @@ def build(config, axis: str):
 
 _KINDS = (
   "crop", "area", "rotate", "translate", "scale", "flip", "brightness", "contrast", "cutout", "mixup", "part",
-  "saturation", "color_pca",
+  "saturation", "color_pca", "hue", "zoom_out", "iou_crop", "mosaic",
 )  # fmt: skip
+
+
+def keys_of(rng: jax.Array, index: jax.Array) -> jax.Array:
+  """The examples' own keys: rng [2] and index [B] to [B, 2]."""
+  return jax.vmap(lambda i: jax.random.fold_in(rng, i))(index)
+
+
+def uniform(key: jax.Array, kind: str, shape: tuple[int, ...] = (), low: float = 0.0, high: float = 1.0) -> jax.Array:
+  """An example's draws for a kind of augmentation, float32 of a shape in [low, high)."""
+  return jax.random.uniform(_key(key, kind), shape, minval=low, maxval=high)
 
 
 def _key(key, kind):
@@ -171,11 +182,21 @@ _EIGENVALUES = (0.2175, 0.0188, 0.0045)
 _EIGENVECTORS = ((-0.5675, 0.7192, 0.4009), (-0.5808, -0.0045, -0.8140), (-0.5836, -0.6948, 0.4203))
 
 
-def _colour(aug, key, image):
-  """Contrast about the image's own mean, brightness, saturation, colour components, in this order; then clipped."""
+def colour(aug, key: jax.Array, image: jax.Array, inside: jax.Array | None = None) -> jax.Array:
+  """Contrast about the image's own mean, brightness, saturation, colour components, in this order; then clipped.
+
+  Args:
+    aug: configs.base.Augment.
+    key: the example's own.
+    image: [H, W, C] in [0, 1].
+    inside: bool [H, W, 1], the pixels of which the mean is taken; None: all.
+
+  Returns:
+    [H, W, C] in [0, 1]
+  """
   factor = jax.random.uniform(_key(key, "contrast"), minval=1 - aug.contrast, maxval=1 + aug.contrast)
   offset = jax.random.uniform(_key(key, "brightness"), minval=-aug.brightness, maxval=aug.brightness)
-  mean = image.mean()
+  mean = image.mean(where=inside)
   image = (image - mean) * factor + mean + offset
   if aug.saturation:
     factor = jax.random.uniform(_key(key, "saturation"), minval=1 - aug.saturation, maxval=1 + aug.saturation)
@@ -198,12 +219,13 @@ def _cutout(side, key, image):
 def _mixup(alpha, keys, batch, axis):
   """Zhang et al. 2018, equation 1, with a lambda for each example; the partner is the next one in the global batch."""
   mix = jax.vmap(lambda key: jax.random.beta(_key(key, "mixup"), alpha, alpha))(keys)
-  devices = lax.axis_size(axis)
-
-  def partner(x):
-    first = lax.ppermute(x[:1], axis, [((d + 1) % devices, d) for d in range(devices)])
-    return jnp.concatenate([x[1:], first])
-
   share = mix[:, None, None, None]
-  image = share * batch["image"] + (1 - share) * partner(batch["image"])
-  return batch | {"image": image, "label2": partner(batch["label"]), "mix": mix}
+  image = share * batch["image"] + (1 - share) * following(batch["image"], axis)
+  return batch | {"image": image, "label2": following(batch["label"], axis), "mix": mix}
+
+
+def following(x: jax.Array, axis: str) -> jax.Array:
+  """For each example of a local batch x [b, ...] the next one of the global batch, for the last the first."""
+  devices = lax.axis_size(axis)
+  first = lax.ppermute(x[:1], axis, [((d + 1) % devices, d) for d in range(devices)])
+  return jnp.concatenate([x[1:], first])
