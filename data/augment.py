@@ -11,12 +11,18 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 
 def normalise(images: jax.Array, mean: tuple[float, ...], std: tuple[float, ...]) -> jax.Array:
   """Pixels [B, H, W, C] uint8 to (pixel / 255 - mean) / std, float32; mean and std have 1 or C entries."""
   return standardise(images.astype(jnp.float32) / 255, mean, std)
+
+
+def pixels(images, mean: tuple[float, ...], std: tuple[float, ...]) -> np.ndarray:
+  """What `normalise` was given, [B, H, W, C] uint8, as near as normalised images tell."""
+  return np.clip((np.asarray(images) * np.asarray(std) + np.asarray(mean)) * 255, 0, 255).astype(np.uint8)
 
 
 def standardise(x: jax.Array, mean: tuple[float, ...], std: tuple[float, ...]) -> jax.Array:

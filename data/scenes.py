@@ -123,6 +123,33 @@ def extent(height: int, width: int, canvas: tuple[int, int], fit: str, short_sid
   return max(1, int(height * scale)), max(1, int(width * scale))
 
 
+def canvas(image: np.ndarray, shape: tuple[int, int, int], fit: str, config) -> dict:
+  """What a batch holds of a picture alone: "image", "size", "scale" and perhaps "proposals"; see data/__init__.py.
+
+  Args:
+    image: [h, w, 3] uint8.
+    shape: [H, W, 3] of the canvas.
+    fit: one of FITS.
+    config: configs.base.Scenes.
+  """
+  tall, wide = extent(*image.shape[:2], shape[:2], fit, config.short_side)
+  row = {"image": np.zeros(shape, np.uint8), "size": np.array([tall, wide], np.int32)}
+  row["image"][:tall, :wide] = images.decode(image, 3, (tall, wide))
+  row["scale"] = np.array([tall / image.shape[0], wide / image.shape[1]], np.float32)
+  if config.proposals:
+    from flaxonomy.data import proposals
+
+    found = proposals.proposals(image, config.proposals)[: config.proposals]
+    row["proposals"] = np.zeros((config.proposals, 4), np.float32)
+    row["proposals"][: len(found)] = found * _factors(image, row)
+  return row
+
+
+def _factors(image, row) -> np.ndarray:
+  """[4] what boxes of the image become those of its canvas with."""
+  return np.tile((row["size"] / image.shape[:2])[::-1], 2)
+
+
 class SceneReader(Reader):
   """A Reader whose rows are scenes; "beyond", how many objects a row has no room for, ends in a warning."""
 
@@ -158,15 +185,10 @@ class SceneReader(Reader):
     image = images.decode(record["image"], 3)
     height, width = image.shape[:2]
     told = self._objects(record, height, width)
-    tall, wide = extent(height, width, self.info.image_shape[:2], self.fit, self.scenes.short_side)
-    scale = np.array([tall / height, wide / width])
     kept = self._kept(told)
-    count, both = len(kept), np.tile(scale[::-1], 2)
-    row = self.blank()
-    row["image"][:tall, :wide] = images.decode(image, 3, (tall, wide))
-    row["size"][:] = tall, wide
-    row["scale"][:] = scale
-    row["boxes"][:count] = told.boxes[kept] * both
+    row = self.blank() | canvas(image, self.info.image_shape, self.fit, self.scenes)
+    count, (tall, wide) = len(kept), row["size"]
+    row["boxes"][:count] = told.boxes[kept] * _factors(image, row)
     row["labels"][:count], row["crowd"][:count] = told.labels[kept], told.crowd[kept]
     row["beyond"] += len(told.labels) - count
     if self.scenes.masks:
@@ -174,11 +196,6 @@ class SceneReader(Reader):
       for out, mask in zip(small, _masks(told.masks, kept, height, width)):
         out[:tall, :wide] = Image.fromarray(mask).resize((wide, tall), Image.Resampling.NEAREST)
       row["masks"][:count] = np.packbits(small, axis=-1)
-    if self.scenes.proposals:
-      from flaxonomy.data import proposals
-
-      found = proposals.proposals(image, self.scenes.proposals)[: self.scenes.proposals]
-      row["proposals"][: len(found)] = found * both
     return row
 
   def _kept(self, told) -> np.ndarray:

@@ -10,6 +10,7 @@ it is as near to it as the model's own pooling.
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from flaxonomy.data import augment
 from flaxonomy.errors import UserError
@@ -62,6 +63,19 @@ def views(images: jax.Array, config) -> list[jax.Array]:
       parts += [part[:, :, ::-1] for part in parts]
     found += [augment.normalise(part, config.mean, config.std) for part in parts]
   return found
+
+
+def tiles(config, batch: dict, augmented: bool) -> np.ndarray:
+  """Images for a preview, [B, h, w, C] uint8.
+
+  Args:
+    config: configs.base.Data.
+    batch: as stored, of which the middle of `crop_size` is shown, or augmented.
+    augmented: which.
+  """
+  if not augmented:
+    return np.asarray(central(batch["image"], input_shape(config, batch["image"].shape[1:])[:2]))
+  return augment.pixels(batch["image"], config.mean, config.std)
 
 
 def central(images: jax.Array, size: tuple[int, int]) -> jax.Array:

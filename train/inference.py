@@ -13,7 +13,7 @@ import numpy as np
 from jax.sharding import PartitionSpec as P
 
 from flaxonomy.configs import base
-from flaxonomy.data import pipeline, views
+from flaxonomy.data import pipeline
 from flaxonomy.errors import UserError
 from flaxonomy.train import checkpoint, evaluation, figures, loop, processes, report, step, tasks, workdir
 from flaxonomy.train.sharding import DATA
@@ -113,7 +113,7 @@ def predict(path: str, inputs: list[str], which: str = "latest", changes: dict |
 
   Returns:
     The folder made for it, `predictions` in the workdir (or `predictions_2`, ...): predictions.csv, and of images a
-    captioned picture each, of a series forecast.png.
+    captioned picture each, of a series forecast.png, of detections predictions.json.
 
   Raises:
     UserError: nothing there, an unreadable file, or a task that labels nothing.
@@ -137,6 +137,8 @@ def predict(path: str, inputs: list[str], which: str = "latest", changes: dict |
   for i, caption in enumerate(captions if given.draw else ()):
     name, picture = given.draw(i, caption)
     picture.save(folder / name)
+  if run.task.told is not None:
+    report.save_figures(folder, run.task.told(given.names, captions))
   return folder
 
 
@@ -195,25 +197,23 @@ def preview(config: base.Config, path: str | Path) -> Path:
     UserError: a task that learns from something else than images.
   """
   folder = workdir.absolute(path)
-  if tasks.data(config) is not pipeline:
+  workdir.check(folder, config)
+  session = loop.prepare(config)
+  if session.task.tiles is None:
     raise UserError(
       f"--mode=preview shows training images, and task {config.task!r} has none; see --mode=eval for its pictures"
     )
-  workdir.check(folder, config)
-  session = loop.prepare(config)
   mesh, shown, draws = session.mesh, min(8, session.train.size), 7
   count = -(-shown // mesh.size) * mesh.size
   batch = session.train.read([i % session.train.size for i in range(count)])
   function = step.pmapped(session.task.augment, mesh, (P(), P(DATA)), P(DATA))
-  mean, std = np.asarray(config.data.mean), np.asarray(config.data.std)
-  shape = views.input_shape(config.data, session.info.image_shape)
-  columns = [np.asarray(views.central(batch["image"], shape[:2]))]
+  columns = [session.task.tiles(batch, False)]
   for i in range(draws):
-    seen = np.asarray(function(jax.random.fold_in(jax.random.PRNGKey(config.seed), i), batch)["image"])
-    columns.append(np.clip((seen * std + mean) * 255, 0, 255).astype(np.uint8))
-  names = session.info.class_names
-  titles = [names[label] if i == 0 else "" for label in batch["label"][:shown] for i in range(draws + 1)]
-  tiles = np.stack(columns, 1)[:shown].reshape(-1, *shape)
+    seen = jax.device_get(function(jax.random.fold_in(jax.random.PRNGKey(config.seed), i), batch))
+    columns.append(session.task.tiles(seen, True))
+  names = [session.info.class_names[label] for label in batch["label"][:shown]] if "label" in batch else [""] * shown
+  titles = [name if i == 0 else "" for name in names for i in range(draws + 1)]
+  tiles = np.stack(columns, 1)[:shown].reshape(-1, *columns[0].shape[1:])
   folder.mkdir(parents=True, exist_ok=True)
   report.save_figures(
     folder, {"preview.png": figures.gallery(tiles, titles, None, "as stored, and as the model will see it")}

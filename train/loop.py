@@ -279,6 +279,8 @@ def _stretch(run: _Run, state: State, at: int) -> dict:
       at = first + max(count, 1)
       run.watch.beat()
       run.saves.poll()
+      if at == steps and run.session.task.finish is not None:
+        state = _fitted(run, log, state)
       if at % save_every == 0 or at == steps:
         _save(run, log, state, at)
       if due(at) and not _measure(run, log, state, at):
@@ -332,6 +334,14 @@ def _measure(run: _Run, log: Log, state: State, at: int) -> bool:
     log.evaluated(at, found._replace(metrics=metrics))
     run.saves.measured(at, metrics)
   return True
+
+
+def _fitted(run: _Run, log: Log, state: State) -> State:
+  """The state once the task has fitted what is no gradient descent; see `Task.finish`."""
+  log.flush()
+  with log.pause(), run.watch.rest():
+    shardings = jax.tree.map(lambda x: x.sharding, state)
+    return jax.device_put(run.session.task.finish(state, run.session.train), shardings)
 
 
 def _save(run: _Run, log: Log, state: State, at: int) -> bool:

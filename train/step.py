@@ -72,6 +72,10 @@ class Task(NamedTuple):
     carry: B -> what the state carries over before the first batch of B examples; None if nothing is. The outputs of
       `predict_step` then have it behind the batch, as "carry".
     review: of metrics that are no sums over examples; None: all are.
+    told: (names, captions) -> {file name: figure or text}: what `predict` writes of all items together.
+    tiles: (batch, whether it has been augmented) -> images [B, H, W, C] uint8 for a preview; None if there are none.
+    finish: (State, pipeline.Feed of the training split) -> State: fits behind the last step what gradient descent does
+      not; None if there is nothing.
   """
 
   init: Callable[[jax.Array], State]
@@ -93,6 +97,9 @@ class Task(NamedTuple):
   traces: Callable[[dict], dict] | None = None
   carry: Callable[[int], Any] | None = None
   review: "Review | None" = None
+  told: Callable[[list[str], list], dict] | None = None
+  tiles: Callable[[dict, bool], Any] | None = None
+  finish: Callable | None = None
 
 
 class Review(NamedTuple):

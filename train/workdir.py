@@ -24,6 +24,7 @@ RESUMABLE = {
   "train.steps_per_dispatch", "data.data_dir", "data.workers", "data.on_device", "data.on_device_limit",
   "data.eval_batch_size", "data.on_error", "data.error_limit", "train.on_nan", "train.nan_limit", "decode.beams",
   "decode.penalty", "decode.length_penalty", "decode.max_ratio", "decode.max_extra",
+  "detect.score", "detect.threshold", "detect.most", "detect.draw_score", "detect.draw_threshold",
 }  # fmt: skip
 _NO_RUN = {  # may lie in a folder without making it a run: a preview, and what a start leaves that was killed
   "preview.png", ".lock", "status.json", "config.json.partial", "status.json.partial",

@@ -21,6 +21,7 @@ TASKS = {  # by name: the module of train/tasks, and that of data/ which reads w
   "translation": ("translation", "pairs"),
   "text_classification": ("text_classification", "sentences"),
   "forecasting": ("forecasting", "series"),
+  "detection": ("detection", "scenes"),
 }
 
 DESCRIBED = {
@@ -29,6 +30,7 @@ DESCRIBED = {
   "series": "series",
   "sentences": "tokenizers",
   "pairs": "tokenizers",
+  "scenes": "image_shape",
 }  # by what in Info, each kind of data
 
 MANY = 2**20  # parameters, from which on a step is not cut into slices

@@ -4,6 +4,8 @@ Or, with `train.loss`, a sigmoid for each class with its binary cross-entropy ("
 over the classes; its probabilities are then the sigmoids divided by their sum.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -55,6 +57,7 @@ def build(config, info, devices: int) -> Task:
     serve=Serve(classify, info.image_shape, jnp.uint8, _example(info.image_shape)),
     table=table,
     given=lambda inputs: given(inputs, info.image_shape, config.data.fit),
+    tiles=functools.partial(views.tiles, config.data),
     averaged=True,
   )
 

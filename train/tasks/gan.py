@@ -6,6 +6,8 @@ has its own batch statistics; then the generator is judged by the discriminator 
 move at all three passes. Noise is N(0, 1), as there (the DCGAN paper draws it uniformly from [-1, 1]).
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -116,6 +118,7 @@ def build(config, info, devices: int) -> Task:
     augment=change,
     specs=step.specs(jax.eval_shape(init, jax.random.PRNGKey(0)), shards),
     serve=Serve(sample, (model.nz,), jnp.float32, lambda rng, b: jax.random.normal(rng, (b, model.nz))),
+    tiles=functools.partial(views.tiles, config.data),
   )
 
 

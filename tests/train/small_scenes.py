@@ -1,0 +1,53 @@
+"""Scenes of digits as a folder in COCO's format, and the detectors as small as they can be, for tests."""
+
+import json
+
+import numpy as np
+from PIL import Image
+
+from flaxonomy.configs.base import Config, Data, Detect, Model, Optim, Scenes, Train, override
+from flaxonomy.data.datasets import digit_scenes
+from flaxonomy.train import coco
+
+SIDE = 64
+NETS = {  # by variant: model, its fields, other changes of the config
+  "ssd": ("ssd300_vgg16", {"sources": 3, "scales": (12, 22, 40, 60), "shrink": 8}, {}),
+}
+
+
+def folder(root, count: int = 8, side: int = SIDE):
+  """Writes the first scenes of training, and their annotations with masks, as train and as test; returns the folder."""
+  truths = []
+  (root / "annotations").mkdir(parents=True)
+  for i in range(count):
+    scene = digit_scenes.scene("train", i, side)
+    Image.fromarray(scene.image).save(root / f"{i}.png")
+    boxes = np.float32([[each.box[1], each.box[0], each.box[3], each.box[2]] for each in scene.objects])
+    truths.append({
+      "image_id": i, "height": side, "width": side, "boxes": boxes, "crowd": np.zeros(len(boxes), bool),
+      "labels": np.array([each.label + 1 for each in scene.objects]),
+      "area": np.array([each.area for each in scene.objects], float),
+      "masks": [scene.instances == k for k in range(1, len(boxes) + 1)],
+    })  # fmt: skip
+  known = coco.dataset(truths, digit_scenes.NAMES)
+  known["images"] = [image | {"file_name": f"{image['id']}.png"} for image in known["images"]]
+  for split in ("train", "test"):
+    (root / "annotations" / f"instances_{split}.json").write_text(json.dumps(known))
+  return root
+
+
+def config(root, net: str, **changes) -> Config:
+  """A config that learns the folder by heart."""
+  model, fields, more = NETS[net]
+  made = Config(
+    task="detection",
+    model=Model(model, fields),
+    data=Data(
+      "coco_json", str(root), batch_size=8, eval_batch_size=8, mean=(0.5,), std=(0.25,), image_size=(SIDE, SIDE),
+      scenes=Scenes(objects=8),
+    ),
+    optim=Optim("adam", lr=2e-3, schedule="cosine", warmup_steps=10, clip_norm=10.0),
+    train=Train(steps=150, eval_every=150, log_every=10, devices=1, cpu_devices=4, tensorboard=False),
+    detect=Detect(),
+  )  # fmt: skip
+  return override(made, more | {key.replace("__", "."): value for key, value in changes.items()})
