@@ -232,8 +232,8 @@ def svm(x: np.ndarray, positive: np.ndarray, seed: int) -> tuple[np.ndarray, flo
   from sklearn.svm import LinearSVC
 
   solver = LinearSVC(
-    C=C, loss="hinge", class_weight={True: POSITIVE}, intercept_scaling=INTERCEPT, random_state=seed % 2**32, max_iter=10_000,
-    tol=1e-3,
+    C=C, loss="hinge", class_weight={True: POSITIVE}, intercept_scaling=INTERCEPT, random_state=seed % 2**32,
+    max_iter=10_000, tol=1e-3,
   )  # fmt: skip
   solver.fit(x, positive)
   return solver.coef_[0], solver.intercept_[0]
