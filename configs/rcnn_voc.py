@@ -6,8 +6,8 @@ Published mAP on test 54.2 %, 58.5 % with box regression. Not run here: days on 
 features in the private cache while the SVMs are learned.
 
 Deviations: the regions of a step come from two images rather than from anywhere; lr is not ten times larger for the
-last layer; train and validation are one split. Scores are sigmoids of the SVMs', .5 at their planes, so that pictures
-show what is above. Start from ImageNet's weights with --config.model.init_from. Needs the extra "proposals".
+last layer; train and validation are one split; the net starts from scratch, where the paper's knows ImageNet. Scores
+are sigmoids of the SVMs', .5 at their planes, so that pictures show what is above. Needs the extra "proposals".
 
   python launch.py --config=configs/rcnn_voc.py --config.data.data_dir=DIR
 """
