@@ -115,10 +115,11 @@ def test_ridge_without_penalty_finds_what_made_the_targets():
 
 def clouds(n=400, f=8):
   """Features of three classes and the rest, their overlaps, and which are truth; labels 1 to 3, none is of class 4."""
-  of = RNG.integers(0, 4, n)
-  features = (RNG.normal(size=(n, f)) + 2.5 * np.eye(4, f)[of]).astype(np.float16)
-  overlaps = np.where(of[:, None] == np.arange(1, 5)[None], RNG.uniform(0.3, 1, (n, 1)), RNG.uniform(0, 0.29, (n, 4)))
-  truth = np.where((of > 0) & (RNG.random(n) < 0.3), of, 0)
+  rng = np.random.default_rng(1)  # its own, whichever tests ran before
+  of = rng.integers(0, 4, n)
+  features = (rng.normal(size=(n, f)) + 2.5 * np.eye(4, f)[of]).astype(np.float16)
+  overlaps = np.where(of[:, None] == np.arange(1, 5)[None], rng.uniform(0.3, 1, (n, 1)), rng.uniform(0, 0.29, (n, 4)))
+  truth = np.where((of > 0) & (rng.random(n) < 0.3), of, 0)
   return features, overlaps.astype(np.float16), truth
 
 
@@ -166,16 +167,17 @@ def test_one_svm_is_liblinears():
 
 def scenes(count=4, side=64):
   """Images with a red and a green square each on noise; proposals are these moved a little, and others."""
-  image, boxes = RNG.integers(0, 60, (count, side, side, 3)).astype(np.uint8), np.zeros((count, 3, 4), np.float32)
+  rng = np.random.default_rng(1)  # its own, whichever tests ran before
+  image, boxes = rng.integers(0, 60, (count, side, side, 3)).astype(np.uint8), np.zeros((count, 3, 4), np.float32)
   labels, proposals = np.zeros((count, 3), np.int32), np.zeros((count, 20, 4), np.float32)
   for i in range(count):
-    for k, corner in enumerate(RNG.permutation([(4, 4), (36, 4), (4, 36), (36, 36)])[:2]):
+    for k, corner in enumerate(rng.permutation([(4, 4), (36, 4), (4, 36), (36, 36)])[:2]):
       x, y = corner
       image[i, y : y + 20, x : x + 20, k] += 190
       boxes[i, k], labels[i, k] = (x, y, x + 20, y + 20), k + 1
-      proposals[i, 5 * k : 5 * k + 5] = boxes[i, k] + RNG.uniform(-3, 3, (5, 4))
-    corner = RNG.uniform(0, 40, (8, 2))
-    proposals[i, 10:18] = np.concatenate([corner, corner + RNG.uniform(8, 24, (8, 2))], 1)
+      proposals[i, 5 * k : 5 * k + 5] = boxes[i, k] + rng.uniform(-3, 3, (5, 4))
+    corner = rng.uniform(0, 40, (8, 2))
+    proposals[i, 10:18] = np.concatenate([corner, corner + rng.uniform(8, 24, (8, 2))], 1)
   size = np.tile(np.int32([side, side]), (count, 1))
   mask = np.ones(count, np.float32)
   return {"image": image, "size": size, "boxes": boxes, "labels": labels, "crowd": labels < 0, "proposals": proposals,
