@@ -39,6 +39,8 @@ MODELS = {
   "resnet56": "vision.resnet:ResNet56",
   "resnet110": "vision.resnet:ResNet110",
   "ssd300_vgg16": "detection.ssd:SSD",
+  "rcnn_alexnet": "detection.rcnn:RCNN",
+  "fast_rcnn_vgg16": "detection.fast_rcnn:FastRCNN",
   "rnn": "sequence.rnn:RNN",
   "lstm": "sequence.rnn:LSTM",
   "gru": "sequence.rnn:GRU",

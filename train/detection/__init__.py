@@ -4,7 +4,7 @@ All share one contract, `Detector`: batches are those of data/scenes.py, after a
 """
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import jax
@@ -14,7 +14,11 @@ from jax import lax
 from flaxonomy import models
 from flaxonomy.train.sharding import DATA
 
-MODULES = {"SSD": "ssd"}  # by the class of the model: the file here that trains it
+MODULES = {  # by the class of the model: the file here that trains it
+  "SSD": "ssd",
+  "RCNN": "rcnn",
+  "FastRCNN": "fast_rcnn",
+}
 
 
 class Limits(NamedTuple):
@@ -47,6 +51,9 @@ class Detector(NamedTuple):
       within each box, where the model has them.
     masks: whether it learns from "masks".
     proposals: whether it needs "proposals".
+    finish: (variables, batches, seed) -> variables: what is learned in another way once training has ended, such as
+      R-CNN's SVMs; batches is an iterable of NumPy batches of the training split, each example once, "image" uint8, not
+      augmented; None: nothing. No leaf changes its shape.
   """
 
   init: Callable[[jax.Array], Any]
@@ -54,6 +61,7 @@ class Detector(NamedTuple):
   detect: Callable[[Any, dict, Limits], dict]
   masks: bool = False
   proposals: bool = False
+  finish: Callable[[Any, Iterable[dict], int], Any] | None = None
 
 
 def build(config, shape: tuple[int, int, int], classes: int) -> Detector | None:
