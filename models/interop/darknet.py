@@ -124,16 +124,18 @@ def _that_fit(path, size, shapes, more):
     ends.append(ends[-1] + 4 * sum(math.prod(shape) for _, shape in layer))
   if size in ends[1:]:
     return layers[: ends.index(size)]
+  others = ""
   if more is not None:
     each = 4 * sum(math.prod(shape) for shape in more.values()) - ends[-1]  # bytes of a class
     apart, left = divmod(size - ends[-1], each)
     moved = lambda name: tuple(n + apart * (m - n) for n, m in zip(shapes[name], more[name]))
     if not left and all(n > 0 for name in shapes for n in moved(name)):
       return _layers({name: moved(name) for name in shapes})
-  last = max((i for i, end in enumerate(ends) if end <= size))
+    others = f", {each} more for each class"
+  last = max(i for i, end in enumerate(ends) if end <= size)
   where = "ends behind that" if last == len(layers) else f"ends within layer {last + 1} of {len(layers)}"
   raise UserError(
-    f"weights {str(path)!r} hold {size} bytes behind their header, the model's are {ends[-1]}: the file {where}"
+    f"weights {str(path)!r} hold {size} bytes behind their header, the model's are {ends[-1]}{others}: the file {where}"
   )
 
 

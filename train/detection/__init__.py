@@ -14,7 +14,12 @@ from jax import lax
 from flaxonomy import models
 from flaxonomy.train.sharding import DATA
 
-MODULES = {"SSD": "ssd", "YOLOv1": "yolo_v1", "YOLOv2": "yolo_v2", "YOLOv3": "yolo_v3"}  # by the class of the model: the file here that trains it
+MODULES = {
+  "SSD": "ssd",
+  "YOLOv1": "yolo_v1",
+  "YOLOv2": "yolo_v2",
+  "YOLOv3": "yolo_v3",
+}  # by the class of the model: the file here that trains it
 
 
 class Limits(NamedTuple):
