@@ -5,9 +5,8 @@ the first ones, and falls to .001 behind 75 and to .0001 behind 105; scaling and
 and saturation by a factor of up to 1.5. Published: 63.4 % mAP on VOC 2007 with VOC 2012 in training, 45 images a second
 on a Titan X. Not run here: about a week on one GPU in 2016, ImageNet before it not counted.
 
-Deviations: VOC 2007 alone; weights start anew where the paper's first 20 convolutions come from ImageNet (set
-model.init_from to darknet's extraction.conv.weights, and model.init_new to the rest, conv2[1-4] and fc, for that); the
-rate rises from 0 over two epochs, rather than from .001 over an unknown number; exposure is an offset and contrast.
+Deviations: VOC 2007 alone; weights start anew where the paper's first 20 convolutions come from ImageNet; the rate
+rises from 0 over two epochs, the paper's from .001 over an unknown number; exposure is an offset and contrast.
 
   python launch.py --config=configs/yolo_v1_voc.py --config.data.data_dir=DIR
 """

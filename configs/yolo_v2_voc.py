@@ -4,10 +4,10 @@ Redmon and Farhadi 2017, section 2, "training for detection": 160 epochs, the ra
 and 90, weight decay 5e-4, momentum .9; batch 64 and a burn-in of 1,000 steps as yolov2-voc.cfg has them. Published:
 76.8 % mAP on VOC 2007 with VOC 2012 in training. Not run here.
 
-Deviations: VOC 2007 alone; weights start anew where the paper's come from ImageNet (for that set model.init_from to
-darknet19_448.conv.23, renamed to end in .weights, and model.init_new to what it lacks, or init_from to yolov2-voc.weights
-whole); one image size rather than ten drawn from 320 to 608; the burn-in is linear, darknet's of the fourth power;
-darknet's jittered crops are scalings and translations, its exposure an offset.
+Deviations: VOC 2007 alone; weights start anew where the paper's come from ImageNet; one image size rather than ten
+drawn from 320 to 608; the burn-in is linear, darknet's of the fourth power; darknet's jittered crops are scalings and
+translations, its exposure an offset. To start from ImageNet, too: darknet19_448.conv.23, renamed to end in ".weights",
+as model.init_from, and model.init_new=("conv19", "conv2[0-9]") for what it lacks.
 
   python launch.py --config=configs/yolo_v2_voc.py --config.data.data_dir=DIR
 """

@@ -4,11 +4,11 @@ Redmon and Farhadi 2018, whose numbers are in darknet's yolov3.cfg: SGD with mom
 500,200 steps: a burn-in of 1,000 to a rate of .001, divided by ten behind 400,000 and 450,000. Published: 55.3 % AP50
 and 31.0 % AP at 416, 57.9 and 33.0 at 608. Not run here.
 
-Deviations: weights start anew where the authors' come from ImageNet (for that set model.init_from to darknet53.conv.74,
-renamed to end in .weights, and model.init_new to what it lacks, conv5[3-9], conv6 and conv7); one image size rather than
-several; the burn-in is linear, darknet's of the fourth power; the picture lies at the top left of its canvas rather than
-in the middle; darknet's jittered crops are scalings and translations, its exposure an offset; COCO's split of 2017
-rather than 2014.
+Deviations: weights start anew where the authors' come from ImageNet; one image size rather than several; the burn-in is
+linear, darknet's of the fourth power; the picture lies at the top left of its canvas rather than in the middle;
+darknet's jittered crops are scalings and translations, its exposure an offset; COCO's split of 2017 rather than 2014.
+To start from ImageNet, too: darknet53.conv.74, renamed to end in ".weights", as model.init_from, and
+model.init_new=("conv5[3-9]", "conv[67][0-9]") for what it lacks.
 
   python launch.py --config=configs/yolo_v3_coco.py --config.data.data_dir=DIR
 """

@@ -76,17 +76,18 @@ def read(path: str | Path, shapes: dict[str, tuple], more: dict[str, tuple] | No
   return found, header
 
 
-def write(path: str | Path, arrays: dict[str, np.ndarray], header: Header = Header()) -> None:
+def write(path: str | Path, arrays: dict[str, np.ndarray], header: Header | None = None) -> None:
   """The inverse of `read`.
 
   Args:
     path: of the new file.
     arrays: {our path: array} of all that the model has.
-    header: what stands before them.
+    header: what stands before them; None: version 0.2.
 
   Raises:
     UserError: a model that darknet does not have.
   """
+  header = header or Header()
   layers = _layers({name: np.shape(value) for name, value in arrays.items()})
   with Path(path).open("wb") as file:
     np.array(header[:3], INT).tofile(file)

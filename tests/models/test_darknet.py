@@ -43,7 +43,10 @@ def drawn(*shape):
   return RNG.uniform(0.5, 1.5, shape).astype("<f4")
 
 
-def saved(path, arrays, header=(0, 2, 0), seen=np.int64(77)):
+SEEN = np.int64(77)
+
+
+def saved(path, arrays, header=(0, 2, 0), seen=SEEN):
   with path.open("wb") as file:
     file.write(np.array(header, "<i4").tobytes() + seen.tobytes() + b"".join(a.tobytes() for a in arrays))
   return path
@@ -52,14 +55,8 @@ def saved(path, arrays, header=(0, 2, 0), seen=np.int64(77)):
 def test_a_file_runs_as_darknet_runs_it(tmp_path):
   x = RNG.normal(size=(2, 4, 4, 3)).astype(np.float32)
   beta, gamma, mean, var, kernel = drawn(3), drawn(3), drawn(3), drawn(3), RNG.normal(size=(3, 3, 3, 3)).astype("<f4")
-  bias2, kernel2, bias3, matrix3, bias4, matrix4 = (
-    drawn(2),
-    drawn(2, 3, 1, 1),
-    drawn(5),
-    drawn(5, 8),
-    drawn(2),
-    drawn(2, 5),
-  )
+  bias2, kernel2 = drawn(2), drawn(2, 3, 1, 1)
+  bias3, matrix3, bias4, matrix4 = drawn(5), drawn(5, 8), drawn(2), drawn(2, 5)
   path = saved(
     tmp_path / "net.weights",
     (beta, gamma, mean, var, kernel, bias2, kernel2, bias3, matrix3, bias4, matrix4),
@@ -83,7 +80,9 @@ def test_running_statistics_are_darknets():
   """.99 of the old ones, and the unbiased variance of the batch."""
   unit, x = darknet.Unit(2, 1), RNG.normal(size=(2, 3, 3, 1)).astype(np.float32)
   variables = {
-    "params": {"conv": {"kernel": np.ones((1, 1, 1, 2), "f")}, "norm": {"scale": np.ones(2, "f"), "bias": np.zeros(2, "f")}},
+    "params": {
+      "conv": {"kernel": np.ones((1, 1, 1, 2), "f")}, "norm": {"scale": np.ones(2, "f"), "bias": np.zeros(2, "f")},
+    },
     "batch_stats": {"norm": {"mean": np.zeros(2, "f"), "var": np.ones(2, "f")}},
   }  # fmt: skip
   _, changed = jax.jit(lambda: unit.apply(variables, x, train=True, mutable=["batch_stats"]))()

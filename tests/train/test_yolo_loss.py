@@ -191,7 +191,7 @@ def detection_deltas(logits, image, rows, columns):
         best, best_apart = n, apart
     delta[j, i, 5 * best : 5 * best + 4] = 5 * (np.array([*truth[:2], w**0.5, h**0.5]) - cell[5 * best : 5 * best + 4])
     delta[j, i, 5 * best + 4] = found[best] - cell[5 * best + 4]
-  return delta, [0 < max(found), best] if seen else None
+  return delta, [max(found) > 0, best] if seen else None
 
 
 def test_version_1_learns_as_darknet_does():
