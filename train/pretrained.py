@@ -1,7 +1,8 @@
 """Starting from weights that are there already: public ones, exported ones, or another run's.
 
 `model.init_from` names a safetensors file or a workdir. In a file, public names ("layer1.0.conv1.weight") go through
-models/interop, and names with slashes ("params/conv1_1/kernel") are our own, as `--mode=export` writes them.
+models/interop, and names with slashes ("params/conv1_1/kernel") are our own, as `--mode=export` writes them. A file
+whose name ends in ".weights" is darknet's, for YOLO.
 """
 
 import re
@@ -14,6 +15,7 @@ from jax.sharding import PartitionSpec as P
 from flaxonomy.configs import base
 from flaxonomy.errors import UserError, warn
 from flaxonomy.models import interop
+from flaxonomy.models.interop import darknet
 from flaxonomy.train import checkpoint, optim, processes, tasks, weights, workdir
 
 _AUXILIARY = re.compile(r"params/aux|batch_stats/aux|(params|batch_stats)/AuxLogits")
@@ -36,9 +38,14 @@ def load(config: base.Config, info, mesh) -> dict:
   """
   source = config.model.init_from
   path = Path(source).expanduser()
-  given, classes = _run(path, mesh) if path.is_dir() else (_file(path, config.model), None)
   wanted = _shapes(config, info, mesh)
   other = _shapes(config, info._replace(class_names=(*info.class_names, "another")), mesh)
+  if path.is_dir():
+    given, classes = _run(path, mesh)
+  elif path.suffix == ".weights":
+    given, classes = darknet.read(path, *({k: leaf.shape for k, leaf in x.items()} for x in (wanted, other)))[0], None
+  else:
+    given, classes = _file(path, config.model), None
   heads = {name for name in wanted if wanted[name].shape != other[name].shape}
   new = _matching(config.model.init_new, wanted)
   taken, fresh, wrong = {}, set(), []

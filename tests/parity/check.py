@@ -22,11 +22,18 @@ import recurrent
 import seeded
 import seq2seq
 import transformers
+import yolo
 
 # Each knows its files by what they hold; all others are of classifiers.
 FAMILIES = (detectors, recurrent, seq2seq, transformers)
-CHECKS = layers.CHECKS | {"detection_ops": geometry.check_detection_ops}  # by a file's name
-ABSENT = ("out/ps_roi_align",)  # R-FCN's, which is not among our models
+CHECKS = layers.CHECKS | yolo.CHECKS | {"detection_ops": geometry.check_detection_ops}  # by a file's name
+ABSENT = (  # what is not among our models: R-FCN's; of losses those of DQN, style transfer, GloVe, word2vec and VAEs
+  "out/ps_roi_align",
+  *(f"out/{name}" for name in (
+    "dqn_huber", "dqn_mse", "dqn_target", "gatys_content", "gatys_style_E", "gram", "tv_l2", "glove_loss",
+    "glove_weight", "keep_prob_paper", "keep_prob_wordc", "neg_dist", "sgns", "sparse_kl", "vae_bce", "vae_kl",
+  )),
+)  # fmt: skip
 
 
 class Row(NamedTuple):

@@ -15,9 +15,12 @@ from flaxonomy import models
 from flaxonomy.train.sharding import DATA
 
 MODULES = {  # by the class of the model: the file here that trains it
-  "SSD": "ssd",
-  "RCNN": "rcnn",
   "FastRCNN": "fast_rcnn",
+  "RCNN": "rcnn",
+  "SSD": "ssd",
+  "YOLOv1": "yolo_v1",
+  "YOLOv2": "yolo_v2",
+  "YOLOv3": "yolo_v3",
 }
 
 
