@@ -38,6 +38,7 @@ MODELS = {
   "resnet44": "vision.resnet:ResNet44",
   "resnet56": "vision.resnet:ResNet56",
   "resnet110": "vision.resnet:ResNet110",
+  "fasterrcnn_resnet50_fpn": "detection.faster_rcnn:FasterRCNN",
   "ssd300_vgg16": "detection.ssd:SSD",
   "rnn": "sequence.rnn:RNN",
   "lstm": "sequence.rnn:LSTM",

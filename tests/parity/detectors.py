@@ -5,6 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import rcnn
 import seeded
 import training
 
@@ -110,4 +111,4 @@ def _truth(case, scales):
   return truth, labels, labels > 0
 
 
-COMPARE = {"ssd300_vgg16": _ssd300}
+COMPARE = {"ssd300_vgg16": _ssd300} | dict.fromkeys(rcnn.MODELS, rcnn.compute)

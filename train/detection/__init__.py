@@ -14,7 +14,7 @@ from jax import lax
 from flaxonomy import models
 from flaxonomy.train.sharding import DATA
 
-MODULES = {"SSD": "ssd"}  # by the class of the model: the file here that trains it
+MODULES = {"FasterRCNN": "faster_rcnn", "SSD": "ssd"}  # by the class of the model: the file here that trains it
 
 
 class Limits(NamedTuple):
