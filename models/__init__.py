@@ -39,6 +39,7 @@ MODELS = {
   "resnet56": "vision.resnet:ResNet56",
   "resnet110": "vision.resnet:ResNet110",
   "fasterrcnn_resnet50_fpn": "detection.faster_rcnn:FasterRCNN",
+  "maskrcnn_resnet50_fpn": "detection.mask_rcnn:MaskRCNN",
   "ssd300_vgg16": "detection.ssd:SSD",
   "rnn": "sequence.rnn:RNN",
   "lstm": "sequence.rnn:LSTM",

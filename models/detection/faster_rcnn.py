@@ -149,7 +149,7 @@ class FasterRCNN(nn.Module):
     Returns:
       What `look` and `judge` give, and {"proposals": [B, P, 4], by falling score, "valid": bool [B, P]}.
     """
-    return _both(self, x, size, train)
+    return both(self, x, size, train)
 
   def look(self, x, *, train: bool) -> dict[str, jax.Array]:
     """The first stage.
@@ -229,12 +229,15 @@ class FasterRCNN(nn.Module):
     )
 
 
-def _both(model, x, size, train):
-  """Both stages of a model in turn."""
+def whole(x: jax.Array) -> jax.Array:
+  """The sizes [B, 2] of pictures [B, H, W, C] that fill their canvas."""
+  return jnp.broadcast_to(jnp.array(x.shape[1:3])[None], (x.shape[0], 2))
+
+
+def both(model: nn.Module, x: jax.Array, size: jax.Array | None, train: bool) -> dict[str, jax.Array]:
+  """Both stages of a model in turn; arguments and result are those of its `__call__`."""
   stages = model.look(x, train=train)
-  if size is None:
-    size = jnp.broadcast_to(jnp.array(x.shape[1:3])[None], (x.shape[0], 2))
-  boxes, valid = model.propose(stages, size, train=train)
+  boxes, valid = model.propose(stages, whole(x) if size is None else size, train=train)
   return stages | {"proposals": boxes, "valid": valid} | model.judge(stages, boxes, train=train)
 
 

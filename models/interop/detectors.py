@@ -38,6 +38,9 @@ RCNN = (
   (r"^rpn/offsets$", "rpn.head.bbox_pred"), (r"^box_head/(fc\d)$", r"roi_heads.box_head.\1"),
   (r"^box_head/logits$", "roi_heads.box_predictor.cls_score"),
   (r"^box_head/offsets$", "roi_heads.box_predictor.bbox_pred"),
+  (r"^mask_head/conv5$", "roi_heads.mask_predictor.conv5_mask"),
+  (r"^mask_head/conv([1-4])$", lambda found: f"roi_heads.mask_head.{int(found[1]) - 1}.0"),
+  (r"^mask_head/logits$", "roi_heads.mask_predictor.mask_fcn_logits"),
 )  # fmt: skip
 OLD = (  # names in the files that torchvision publishes, before these convolutions were Sequentials
   (r"(fpn\.(?:inner|layer)_blocks\.\d)(?=\.\w+$)", r"\1.0"), (r"rpn\.head\.conv(?=\.\w+$)", "rpn.head.conv.0.0"),
@@ -70,4 +73,8 @@ def _renamed(rules, name):
 _RCNN = Family(
   _rcnn, _rcnn_told, lambda module: {"box_head/fc6": module.features}, "backbone/stem", 64, cleaned=_rcnn_cleaned
 )
-FAMILIES = {"SSD": Family(_ssd, _ssd_told, stem="conv1_1", side=300, tensor=_ssd_tensor), "FasterRCNN": _RCNN}
+FAMILIES = {
+  "FasterRCNN": _RCNN,
+  "MaskRCNN": _RCNN,
+  "SSD": Family(_ssd, _ssd_told, stem="conv1_1", side=300, tensor=_ssd_tensor),
+}

@@ -7,13 +7,14 @@ import seeded
 
 from flaxonomy.configs.base import IMAGENET_MEAN, IMAGENET_STD
 from flaxonomy.models import interop, resize
-from flaxonomy.models.detection import boxes
-from flaxonomy.train.detection import faster_rcnn as training
+from flaxonomy.models.detection import boxes, roi
+from flaxonomy.models.detection import mask_rcnn as mask_model
+from flaxonomy.train.detection import faster_rcnn, mask_rcnn
 
-MODELS = ("fasterrcnn_resnet50_fpn",)
+MODELS = ("fasterrcnn_resnet50_fpn", "maskrcnn_resnet50_fpn")
 LOSSES = {
   "classification": "loss_classifier", "boxes": "loss_box_reg", "objectness": "loss_objectness",
-  "proposals": "loss_rpn_box_reg",
+  "proposals": "loss_rpn_box_reg", "masks": "loss_mask",
 }  # fmt: skip
 
 
@@ -23,18 +24,24 @@ def compute(case: dict) -> tuple[dict, dict]:
   fields = {"padding": True} | _fields(case["meta"]["kwargs"])
   model, variables = interop.model_of(name, tensors, **fields), interop.from_torch(name, tensors, **fields)
   x, sizes, scales = canvas(case)
-  batch = {"image": x, "size": sizes} | truth(case, scales)
+  batch, masks = {"image": x, "size": sizes} | truth(case, scales), name.startswith("mask")
   most = case["meta"]["kwargs"]["box_detections_per_img"]
+  learn = faster_rcnn.learn
+  if masks:
+    batch, learn = batch | {"masks": drawn_truth(case, sizes, x.shape[1:3])}, mask_rcnn.learn
 
   @jax.jit
   def test(variables):
+    if masks:
+      stages = model.apply(variables, x, sizes, train=False, most=most)
+      return stages, stages["found"]
     stages = model.apply(variables, x, sizes, train=False)
     return stages, model.detect(stages, sizes, most=most)
 
   @jax.jit
   def train(params):
     def total(params):
-      terms, _, stages, regions = training.learn(model, variables | {"params": params}, batch, KEY, fixed)
+      terms, *_ = learn(model, variables | {"params": params}, batch, KEY, fixed)
       means = {key: total / count for key, (total, count) in terms.items()}
       return sum(means.values()), means
 
@@ -43,6 +50,7 @@ def compute(case: dict) -> tuple[dict, dict]:
   stages, found = test(variables)
   slopes, losses = train(variables["params"])
   ours = seen(stages, x, sizes) | detections(found, scales)
+  ours |= drawn(case, stages, found, ours) if masks else {}
   ours |= {f"out/losses/{LOSSES[key]}": value for key, value in losses.items()}
   ours |= draws(model, stages, batch)
   return ours, interop.to_torch(name, {"params": slopes}, **fields)
@@ -82,6 +90,33 @@ def truth(case, scales) -> dict:
     mine = case["in"][f"targets/{i}/boxes"]
     found[i, : len(mine)], labels[i, : len(mine)] = mine * np.tile(scale[::-1], 2), case["in"][f"targets/{i}/labels"]
   return {"boxes": jnp.asarray(found), "labels": jnp.asarray(labels)}
+
+
+def drawn_truth(case, sizes, shape) -> jax.Array:
+  """The goldens' masks [B, G, H, W], ellipses in their boxes, resized as torchvision does."""
+  rows = max(len(case["in"][f"targets/{i}/labels"]) for i in range(len(sizes))) + 1
+  found = np.zeros((len(sizes), rows, *shape), bool)
+  for i, size in enumerate(sizes):
+    mine, old = case["in"][f"targets/{i}/boxes"].astype(np.float64), case["in"][f"images/{i}"].shape[1:]
+    x1, y1, x2, y2 = mine.T[:, :, None, None]
+    y, x = np.mgrid[: old[0], : old[1]][:, None]
+    masks = (2 * x - x1 - x2) ** 2 / (x2 - x1) ** 2 + (2 * y - y1 - y2) ** 2 / (y2 - y1) ** 2 <= 1
+    np.testing.assert_array_equal(seeded.sample(masks), case["in"][f"targets/{i}/masks"])  # made again as they were
+    resized = resize.nearest(jnp.asarray(masks[..., None]), tuple(size))[..., 0]
+    found[i, : len(mine), : size[0], : size[1]] = resized
+  return jnp.asarray(found)
+
+
+def drawn(case, stages, found, ours) -> dict:
+  """Keys of masks; those of detections are pasted into the picture."""
+  more = {f"mid/mask_boxes/{i}": found.boxes[i][found.valid[i]] for i in range(len(found.boxes))}
+  for key in ("mask_pooled", "mask_logits"):
+    more[f"mid/{key}"] = jnp.concatenate([x[there] for x, there in zip(stages[key], found.valid)])
+  logits = mask_model.of_class(stages["mask_logits"], found.labels)
+  for i, there in enumerate(np.asarray(found.valid)):
+    boxes, shape = ours[f"out/detections/{i}/boxes"], case["in"][f"images/{i}"].shape[1:]
+    more[f"out/detections/{i}/masks"] = roi.paste(jax.nn.sigmoid(logits[i][there]), boxes, shape)[:, None]
+  return more
 
 
 def fixed(rng, matched, count, fraction):
@@ -141,8 +176,8 @@ def draws(model, stages, batch) -> dict:
   @jax.jit
   def one(stages, batch, proposals, valid):
     there, learns = batch["labels"] > 0, model.learns(stages["anchors"], batch["size"])
-    training.proposing(stages, learns, batch["boxes"], there, KEY, model.sampled_anchors, noting("rpn"))
-    return training.sampled(proposals, valid, batch["boxes"], there, KEY, model.sampled_regions, noting("roi"))
+    faster_rcnn.proposing(stages, learns, batch["boxes"], there, KEY, model.sampled_anchors, noting("rpn"))
+    return faster_rcnn.sampled(proposals, valid, batch["boxes"], there, KEY, model.sampled_regions, noting("roi"))
 
   ours, (proposals, valid) = {}, model.propose(stages, batch["size"], train=True)
   for i in range(len(valid)):

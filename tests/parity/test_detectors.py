@@ -9,7 +9,7 @@ from flaxonomy import models
 from flaxonomy.models.interop import detectors as families
 
 FOLDER = "tests/goldens/detection"
-FILES = ("fasterrcnn_resnet50_fpn", "ssd300_vgg16")
+FILES = ("fasterrcnn_resnet50_fpn", "maskrcnn_resnet50_fpn", "ssd300_vgg16")
 QUICK = ("ssd300_vgg16",)  # compiled in seconds; the others run with -m goldens
 
 

@@ -14,7 +14,9 @@ from jax import lax
 from flaxonomy import models
 from flaxonomy.train.sharding import DATA
 
-MODULES = {"FasterRCNN": "faster_rcnn", "SSD": "ssd"}  # by the class of the model: the file here that trains it
+MODULES = {  # by the class of the model: the file here that trains it
+  "FasterRCNN": "faster_rcnn", "MaskRCNN": "mask_rcnn", "SSD": "ssd",
+}  # fmt: skip
 
 
 class Limits(NamedTuple):

@@ -15,6 +15,7 @@ from flaxonomy.train import losses, tasks
 from flaxonomy.train.detection import Detector
 
 BETA = 1 / 9  # where the first stage's smooth L1 turns linear
+OBJECTS = 0.25  # of the regions, at most
 
 
 class Regions(NamedTuple):
@@ -139,7 +140,7 @@ def sampled(
   def one(proposals, valid, truth, there, rng):
     boxes, valid = jnp.concatenate([proposals, truth]), jnp.concatenate([valid, there])
     matched = jnp.where(valid, geometry.match(geometry.iou(truth, boxes), there, 0.5, 0.5), geometry.BETWEEN)
-    objects, background = choose(rng, matched, count, 0.25)
+    objects, background = choose(rng, matched, count, OBJECTS)
     drawn, places = lax.top_k(2 * objects.astype(jnp.int32) + background, min(count, len(boxes)))
     return Regions(boxes[places], matched[places], drawn > 0)
 
