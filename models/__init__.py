@@ -39,6 +39,7 @@ MODELS = {
   "resnet56": "vision.resnet:ResNet56",
   "resnet110": "vision.resnet:ResNet110",
   "fasterrcnn_resnet50_fpn": "detection.faster_rcnn:FasterRCNN",
+  "fasterrcnn_vgg16": "detection.faster_rcnn:FasterRCNNVGG16",
   "maskrcnn_resnet50_fpn": "detection.mask_rcnn:MaskRCNN",
   "ssd300_vgg16": "detection.ssd:SSD",
   "rnn": "sequence.rnn:RNN",

@@ -4,9 +4,16 @@ Ren, He, Girshick, Sun 2015, "Faster R-CNN: Towards Real-Time Object Detection w
 feature pyramid of Lin et al. 2017. `fasterrcnn_resnet50_fpn` is torchvision's, whose weights it takes: 41,755,286
 parameters for COCO's 91 classes with the background, batch norm frozen; 41,808,406 where it learns.
 
-Deviations from the paper, torchvision's: a sigmoid for each anchor, where the paper has a softmax of two; anchors
-across the border learn, too. Deviation from torchvision: anchors beside the picture neither learn nor propose, for all
+`fasterrcnn_vgg16` is the paper's, with the numbers of the authors' py-faster-rcnn: 137,078,239 parameters for VOC's 21
+classes.
+
+Deviations of the first from the paper, torchvision's: a sigmoid for each anchor, where the paper has a softmax of two;
+anchors across the border learn, too. From torchvision: anchors beside the picture neither learn nor propose, for all
 pictures lie on one canvas here, which may be much larger; `padding=True` lets them.
+
+Deviations of the second: both stages learn at once and with lambda 1, as in the released code, where the paper takes
+turns (section 3.2) and a lambda of 10; proposals are at least 16 pixels wide and high in what the net sees, where the
+code means the original.
 """
 
 import functools
@@ -22,9 +29,10 @@ from flaxonomy.models.detection import anchors, proposals, roi
 from flaxonomy.models.detection.boxes import Detections
 from flaxonomy.models.detection.fpn import FeaturePyramid
 from flaxonomy.models.initializers import INITIALIZERS
-from flaxonomy.models.vision import resnet
+from flaxonomy.models.vision import resnet, vgg
 
 GAUSSIAN, LINEAR = INITIALIZERS["std_0.01"], INITIALIZERS["torch_default"]
+FINE = nn.initializers.normal(0.001)  # py-faster-rcnn's, of the second stage's offsets
 BINS = (7, 7)  # of a region
 
 
@@ -65,22 +73,39 @@ class BoxHead(nn.Module):
   Attributes:
     num_classes: with the background, class 0.
     hidden_size: units of fc6 and fc7.
+    dropout: rate behind fc6 and fc7.
+    dense_init, logits_init, offsets_init: initialisers.
     dtype: compute type; parameters and results are float32.
   """
 
   num_classes: int
   hidden_size: int = 1024
+  dropout: float = 0.0
+  dense_init: nn.initializers.Initializer = LINEAR
+  logits_init: nn.initializers.Initializer = LINEAR
+  offsets_init: nn.initializers.Initializer = LINEAR
   dtype: jnp.dtype = jnp.float32
 
   @nn.compact
-  def __call__(self, pooled) -> dict[str, jax.Array]:
-    """Args: pooled: [R, h, w, C]. Returns: {"features": [R, hidden_size], "logits": [R, C], "offsets": [R, C, 4]}."""
-    dense = functools.partial(nn.Dense, kernel_init=LINEAR)
-    x = pooled.astype(self.dtype).reshape(-1, math.prod(pooled.shape[1:]))
-    x = nn.relu(dense(self.hidden_size, dtype=self.dtype, name="fc6")(x))
-    x = nn.relu(dense(self.hidden_size, dtype=self.dtype, name="fc7")(x)).astype(jnp.float32)
-    offsets = dense(4 * self.num_classes, name="offsets")(x).reshape(-1, self.num_classes, 4)
-    return {"features": x, "logits": dense(self.num_classes, name="logits")(x), "offsets": offsets}
+  def __call__(self, x, *, train: bool) -> dict[str, jax.Array]:
+    """Looks at regions.
+
+    Args:
+      x: [B, R, h, w, C].
+      train: dropout on (needs the rng stream "dropout" if there is any).
+
+    Returns:
+      {"pooled": x, "features": [B, R, hidden_size], "logits": [B, R, num_classes], "offsets": [B, R, num_classes, 4]}
+    """
+    stages = {"pooled": x}
+    dense = functools.partial(nn.Dense, self.hidden_size, kernel_init=self.dense_init, dtype=self.dtype)
+    x = x.astype(self.dtype).reshape(*x.shape[:2], math.prod(x.shape[2:]))
+    for name in ("fc6", "fc7"):
+      x = nn.Dropout(self.dropout, deterministic=not train)(nn.relu(dense(name=name)(x)))
+    x = stages["features"] = x.astype(jnp.float32)
+    stages["logits"] = nn.Dense(self.num_classes, kernel_init=self.logits_init, name="logits")(x)
+    offsets = nn.Dense(4 * self.num_classes, kernel_init=self.offsets_init, name="offsets")(x)
+    return stages | {"offsets": offsets.reshape(*x.shape[:2], self.num_classes, 4)}
 
 
 class FasterRCNN(nn.Module):
@@ -179,7 +204,7 @@ class FasterRCNN(nn.Module):
       {"pooled": [B, R, 7, 7, features], "features": [B, R, hidden_size], "logits": [B, R, num_classes], "offsets":
       [B, R, num_classes, 4], of each class from the boxes}, the last two float32.
     """
-    return judged(self.box_head, self.pool(stages, boxes, BINS))
+    return self.box_head(self.pool(stages, boxes, BINS), train=train)
 
   @nn.nowrap
   def pool(self, stages: dict, boxes: jax.Array, bins: tuple[int, int]) -> jax.Array:
@@ -241,7 +266,96 @@ def both(model: nn.Module, x: jax.Array, size: jax.Array | None, train: bool) ->
   return stages | {"proposals": boxes, "valid": valid} | model.judge(stages, boxes, train=train)
 
 
-def judged(head, pooled: jax.Array) -> dict[str, jax.Array]:
-  """What a head says of regions [B, R, h, w, C], with {"pooled": the same}: arrays [B, R, ...]."""
-  found = head(pooled.reshape(-1, *pooled.shape[2:]))
-  return {"pooled": pooled} | {key: x.reshape(*pooled.shape[:2], *x.shape[1:]) for key, x in found.items()}
+class FasterRCNNVGG16(nn.Module):
+  """The paper's Faster R-CNN: one map of VGG16, nine anchors at each of its places, RoIPool, fc6 and fc7.
+
+  Attributes:
+    num_classes: with the background, class 0.
+    depths, features: of VGG's stages, the last of which is not pooled.
+    hidden_size: units of fc6 and fc7.
+    sizes: roots of the areas of the anchors, in pixels, whole multiples of the map's stride.
+    before: proposals before the suppression, in training and else.
+    after: proposals behind it, in training and else.
+    least: sides of a proposal, in pixels.
+    sampled_anchors, sampled_regions: as in `FasterRCNN`.
+    dropout: rate behind fc6 and fc7.
+    dtype: compute type; parameters, logits and offsets are float32.
+  """
+
+  num_classes: int = 21
+  depths: tuple[int, ...] = (2, 2, 3, 3, 3)
+  features: tuple[int, ...] = (64, 128, 256, 512, 512)
+  hidden_size: int = 4096
+  sizes: tuple[int, ...] = anchors.VGG_SIZES[0]
+  before: tuple[int, int] = (12000, 6000)
+  after: tuple[int, int] = (2000, 300)
+  least: int = 16
+  sampled_anchors: int = 256
+  sampled_regions: int = 128
+  dropout: float = 0.5
+  dtype: jnp.dtype = jnp.float32
+
+  beta = 1.0  # where the second stage's smooth L1 turns linear
+
+  def setup(self):
+    """The parts. Raises UserError for sizes that are no multiples of the stride."""
+    self.stride = 2 ** (len(self.depths) - 1)
+    if any(size % self.stride for size in self.sizes):
+      raise UserError(
+        f"anchor sizes must be multiples of {self.stride}, not {self.sizes} (config field 'model.fields')"
+      )
+    self.backbone = vgg.VGG(self.depths, num_classes=0, features=self.features, dtype=self.dtype)
+    places = len(self.sizes) * len(anchors.RATIOS)
+    self.rpn = ProposalNet(places, self.features[-1], outputs=2, dtype=self.dtype)
+    self.box_head = BoxHead(
+      self.num_classes, self.hidden_size, self.dropout, vgg.GAUSSIAN, GAUSSIAN, FINE, dtype=self.dtype
+    )
+
+  def __call__(self, x, size=None, *, train: bool) -> dict[str, jax.Array]:
+    """Looks at images, both stages in turn: arguments and result as of `FasterRCNN`, with dropout in training."""
+    return both(self, x, size, train)
+
+  def look(self, x, *, train: bool) -> dict[str, jax.Array]:
+    """The first stage.
+
+    Args: as of `__call__`.
+
+    Returns:
+      {"map": [B, H / 16, W / 16, 512], "anchors": [N, 4], "objectness": [B, N], logits, "deltas": [B, N, 4]}
+    """
+    x = self.backbone(x, train=train)[f"conv{len(self.depths)}_{self.depths[-1]}"]
+    # x2 and y2 of the authors' anchors are the last pixel inside; ours are the one behind it.
+    cell = anchors.py_faster_rcnn(self.stride, tuple(size // self.stride for size in self.sizes))
+    cell = cell + jnp.array([[0.0, 0.0, 1.0, 1.0]])
+    objectness, deltas = self.rpn([x])
+    priors = anchors.grid(cell, x.shape[1:3], (self.stride, self.stride))
+    return {"map": x, "anchors": priors, "objectness": objectness, "deltas": deltas}
+
+  def judge(self, stages: dict, boxes: jax.Array, *, train: bool) -> dict[str, jax.Array]:
+    """The second stage: arguments and result as of `FasterRCNN.judge`, with dropout in training."""
+    last = boxes - jnp.array([[[0.0, 0.0, 1.0, 1.0]]])  # RoIPool, too, takes the last pixel inside
+    pool = jax.vmap(lambda x, boxes: roi.roi_pool(x, boxes, BINS, 1 / self.stride))
+    return self.box_head(pool(stages["map"], last), train=train)
+
+  @nn.nowrap
+  def learns(self, priors: jax.Array, size: jax.Array) -> jax.Array:
+    """Which anchors [N, 4] of pictures of sizes [B, 2] the first stage learns from: those inside; bool [B, N]."""
+    return proposals.inside(priors, size)
+
+  @nn.nowrap
+  def propose(self, stages: dict, size: jax.Array, *, train: bool) -> tuple[jax.Array, jax.Array]:
+    """(boxes [B, P, 4] that may hold objects, bool [B, P]): arguments and result as of `FasterRCNN.propose`."""
+    priors, before, after = stages["anchors"], self.before[not train], self.after[not train]
+    usable = proposals.seen(priors, size)
+    return proposals.propose(
+      stages["objectness"], stages["deltas"], priors, (priors.shape[0],), usable, size, before, after, least=self.least
+    )
+
+  @nn.nowrap
+  def detect(
+    self, stages: dict, size: jax.Array, score: float = 0.05, threshold: float = 0.3, most: int = 100
+  ) -> Detections:
+    """What was found in a batch: arguments as of `FasterRCNN.detect`."""
+    return proposals.classified(
+      stages["logits"], stages["offsets"], stages["proposals"], stages["valid"], size, score, threshold, most
+    )

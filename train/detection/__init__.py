@@ -15,7 +15,7 @@ from flaxonomy import models
 from flaxonomy.train.sharding import DATA
 
 MODULES = {  # by the class of the model: the file here that trains it
-  "FasterRCNN": "faster_rcnn", "MaskRCNN": "mask_rcnn", "SSD": "ssd",
+  "FasterRCNN": "faster_rcnn", "FasterRCNNVGG16": "faster_rcnn", "MaskRCNN": "mask_rcnn", "SSD": "ssd",
 }  # fmt: skip
 
 
