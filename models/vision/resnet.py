@@ -14,6 +14,7 @@ import functools
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax import lax
 
 from flaxonomy.models import layers, pooling
 from flaxonomy.models.initializers import INITIALIZERS
@@ -22,6 +23,42 @@ from flaxonomy.models.stages import keep
 
 HE = INITIALIZERS["he_fan_out"]  # He et al. 2015 (b), as torchvision
 LINEAR = INITIALIZERS["torch_default"]
+
+
+class FrozenBatchNorm(nn.Module):
+  """Batch norm that learns nothing, as detectors have it whose batches are too small (He et al. 2015, appendix A).
+
+  Scale, bias, mean and var, under the names of `norm.BatchNorm`, make up the collection "frozen", not "params".
+
+  Attributes:
+    epsilon: added to the variance.
+    scale_init: initialiser of the scale.
+    dtype: of the result.
+  """
+
+  epsilon: float = 1e-5
+  scale_init: nn.initializers.Initializer = nn.initializers.ones_init()
+  dtype: jnp.dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self, x, *, train: bool) -> jax.Array:
+    """Args: x: [..., C]. train: changes nothing. Returns: [..., C]."""
+    shape = (x.shape[-1],)
+    first = {"scale": self.scale_init, "var": nn.initializers.ones_init()}
+    made = lambda leaf: first.get(leaf, nn.initializers.zeros_init())(jax.random.PRNGKey(0), shape, jnp.float32)
+    scale, bias, mean, var = (
+      self.variable("frozen", leaf, made, leaf).value for leaf in ("scale", "bias", "mean", "var")
+    )
+    factor = scale * lax.rsqrt(var + self.epsilon)
+    lead = (None,) * (x.ndim - 1)
+    return (x.astype(jnp.float32) * factor[lead] + (bias - mean * factor)[lead]).astype(self.dtype)
+
+
+def _norm(module):
+  """What makes the batch norms of a net or block, by its fields."""
+  if module.frozen:
+    return functools.partial(FrozenBatchNorm, epsilon=module.epsilon, dtype=module.dtype)
+  return functools.partial(BatchNorm, epsilon=module.epsilon, axis_name=module.axis_name, dtype=module.dtype)
 
 
 class Block(nn.Module):
@@ -33,7 +70,7 @@ class Block(nn.Module):
     option: how the shortcut changes shape, section 3.3: "A" zeros for the new channels, "B" a 1 x 1 convolution.
     residual: False leaves the shortcut out.
     zero_init_residual: the last scale starts at 0, so that the block starts as its shortcut (Goyal et al. 2017, 5.1).
-    axis_name, dtype: as in `ResNet`.
+    frozen, epsilon, axis_name, dtype: as in `ResNet`.
   """
 
   features: int
@@ -41,6 +78,8 @@ class Block(nn.Module):
   option: str = "B"
   residual: bool = True
   zero_init_residual: bool = False
+  frozen: bool = False
+  epsilon: float = 1e-5
   axis_name: str | None = None
   dtype: jnp.dtype = jnp.float32
 
@@ -48,7 +87,7 @@ class Block(nn.Module):
   def __call__(self, x, *, train: bool) -> jax.Array:
     """Args: x: [B, H, W, C]. train: batch norm by the batch. Returns: [B, H / strides, W / strides, features]."""
     conv = functools.partial(layers.Conv, kernel_init=HE, use_bias=False, dtype=self.dtype)
-    norm = functools.partial(BatchNorm, axis_name=self.axis_name, dtype=self.dtype)
+    norm = _norm(self)
     last = nn.initializers.zeros_init() if self.zero_init_residual else nn.initializers.ones_init()
     y = conv(self.features, (3, 3), strides=self.strides, padding=1, name="conv1")(x)
     y = nn.relu(norm(name="norm1")(y, train=train))
@@ -73,7 +112,7 @@ class Bottleneck(nn.Module):
     features: channels of the first two convolutions; the third has four times as many.
     strides: of the second convolution, or the first if `stride_in_1x1`.
     stride_in_1x1: the paper's place for the stride.
-    residual, zero_init_residual, axis_name, dtype: as in `Block`.
+    residual, zero_init_residual, frozen, epsilon, axis_name, dtype: as in `Block`.
   """
 
   features: int
@@ -81,6 +120,8 @@ class Bottleneck(nn.Module):
   stride_in_1x1: bool = False
   residual: bool = True
   zero_init_residual: bool = False
+  frozen: bool = False
+  epsilon: float = 1e-5
   axis_name: str | None = None
   dtype: jnp.dtype = jnp.float32
 
@@ -88,7 +129,7 @@ class Bottleneck(nn.Module):
   def __call__(self, x, *, train: bool) -> jax.Array:
     """Args: x: [B, H, W, C]. train: batch norm by the batch. Returns: [B, H / strides, W / strides, 4 features]."""
     conv = functools.partial(layers.Conv, kernel_init=HE, use_bias=False, dtype=self.dtype)
-    norm = functools.partial(BatchNorm, axis_name=self.axis_name, dtype=self.dtype)
+    norm = _norm(self)
     last = nn.initializers.zeros_init() if self.zero_init_residual else nn.initializers.ones_init()
     first, second = (self.strides, 1) if self.stride_in_1x1 else (1, self.strides)
     y = conv(self.features, (1, 1), strides=first, name="conv1")(x)
@@ -121,12 +162,14 @@ class ResNet(nn.Module):
   Attributes:
     depths: blocks of each stage.
     bottleneck: blocks of three convolutions rather than two.
-    num_classes: outputs.
+    num_classes: outputs; 0: no last layer, for nets that have this one as a part.
     width: channels of the first stage; each next stage has twice as many.
     stride_in_1x1: see `Bottleneck`; the paper's and Caffe's nets.
     residual: False gives the paper's plain net.
     zero_init_residual: see `Block`.
     small_images: the first convolution is 3 x 3 at stride 1 and nothing is pooled behind it, as is usual on 32 x 32.
+    frozen: batch norm learns nothing, see `FrozenBatchNorm`.
+    epsilon: of batch norm.
     axis_name: mapped axis of batch norm.
     dtype: compute type; parameters, statistics and logits are float32.
   """
@@ -139,6 +182,8 @@ class ResNet(nn.Module):
   residual: bool = True
   zero_init_residual: bool = False
   small_images: bool = False
+  frozen: bool = False
+  epsilon: float = 1e-5
   axis_name: str | None = None
   dtype: jnp.dtype = jnp.float32
 
@@ -158,12 +203,15 @@ class ResNet(nn.Module):
     side, strides, padding = (3, 1, 1) if self.small_images else (7, 2, 3)
     stem = functools.partial(layers.Conv, kernel_init=HE, use_bias=False, dtype=self.dtype, name="stem")
     x = stem(self.width, (side, side), strides=strides, padding=padding)(x.astype(self.dtype))
-    x = nn.relu(BatchNorm(axis_name=self.axis_name, dtype=self.dtype, name="stem_norm")(x, train=train))
+    x = nn.relu(_norm(self)(name="stem_norm")(x, train=train))
     x = keep(self, stages, "stem", x if self.small_images else pooling.max_pool(x, 3, 2, padding=1))
     block = functools.partial(Bottleneck, stride_in_1x1=self.stride_in_1x1) if self.bottleneck else Block
     block = functools.partial(block, residual=self.residual, zero_init_residual=self.zero_init_residual,
-                              axis_name=self.axis_name, dtype=self.dtype)  # fmt: skip
+                              frozen=self.frozen, epsilon=self.epsilon, axis_name=self.axis_name,
+                              dtype=self.dtype)  # fmt: skip
     x = _body(self, stages, x, block, self.depths, train)
+    if not self.num_classes:
+      return stages
     x = nn.Dense(self.num_classes, kernel_init=LINEAR, name="head")(x.astype(jnp.float32))
     return stages | {"logits": x}
 

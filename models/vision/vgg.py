@@ -29,7 +29,7 @@ class VGG(nn.Module):
   Attributes:
     depths: convolutions of each stage.
     batch_norm: between each convolution and its rectifier.
-    num_classes: outputs.
+    num_classes: outputs; 0: ends with the last map before its pooling, for nets that have this one as a part.
     features: channels of each stage.
     hidden_size: units of fc6 and fc7.
     pool: side of the map that fc6 sees.
@@ -68,6 +68,8 @@ class VGG(nn.Module):
         if self.batch_norm:
           x = BatchNorm(axis_name=self.axis_name, dtype=self.dtype, name=f"norm{i}_{j}")(x, train=train)
         x = keep(self, stages, f"conv{i}_{j}", nn.relu(x))
+      if i == len(self.depths) and not self.num_classes:
+        return stages
       x = keep(self, stages, f"pool{i}", pooling.max_pool(x, 2))
     x = pooling.adaptive_avg_pool(x, (self.pool, self.pool))
     x = x.reshape(x.shape[0], -1)

@@ -5,6 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import rcnn
 import seeded
 import training
 
@@ -53,7 +54,8 @@ def _count(case):
 
 def _detections(i, ours, theirs) -> dict:
   """Those of one image as sets: each of theirs beside the nearest of ours of its label, which counts once."""
-  kinds = ("boxes", "scores", "labels")
+  kinds = ("boxes", "scores", "labels", "masks")
+  kinds = [kind for kind in kinds if f"out/detections/{i}/{kind}" in theirs]
   mine, true = ([np.asarray(every[f"out/detections/{i}/{kind}"]) for kind in kinds] for every in (ours, theirs))
   left, order = set(range(len(mine[1]))), []
   for box, label in zip(true[0], true[2]):
@@ -61,6 +63,7 @@ def _detections(i, ours, theirs) -> dict:
     order.append(len(mine[1]) if near is None else near)
     left -= {near}
   padded = [np.concatenate([x, np.full_like(x[:1], -1)])[order] for x in mine]
+  padded = [x if x.shape == y.shape else seeded.sample(x) for x, y in zip(padded, true)]
   same_number = len(mine[1]) == len(true[1])
   return {
     f"out/detections/{i}/{kind}": (x if same_number else x[:0], y, 1e-4 if kind != "labels" else 0.0)
@@ -110,4 +113,4 @@ def _truth(case, scales):
   return truth, labels, labels > 0
 
 
-COMPARE = {"ssd300_vgg16": _ssd300}
+COMPARE = {"ssd300_vgg16": _ssd300} | dict.fromkeys(rcnn.MODELS, rcnn.compute)

@@ -9,10 +9,13 @@ from flaxonomy import models
 from flaxonomy.models.interop import detectors as families
 
 FOLDER = "tests/goldens/detection"
-FILES = ("ssd300_vgg16",)
+FILES = ("fasterrcnn_resnet50_fpn", "maskrcnn_resnet50_fpn", "ssd300_vgg16")
+QUICK = ("ssd300_vgg16",)  # compiled in seconds; the others run with -m goldens
 
 
-@pytest.mark.parametrize("stem", FILES)
+@pytest.mark.parametrize(
+  "stem", [stem if stem in QUICK else pytest.param(stem, marks=pytest.mark.goldens) for stem in FILES]
+)
 def test_every_number(stem, root):
   rows = check.check(root / f"{FOLDER}/{stem}.npz")
   assert len(rows) > 50

@@ -16,6 +16,9 @@ from flaxonomy.train.sharding import DATA
 
 MODULES = {  # by the class of the model: the file here that trains it
   "FastRCNN": "fast_rcnn",
+  "FasterRCNN": "faster_rcnn",
+  "FasterRCNNVGG16": "faster_rcnn",
+  "MaskRCNN": "mask_rcnn",
   "RCNN": "rcnn",
   "SSD": "ssd",
   "YOLOv1": "yolo_v1",
