@@ -7,7 +7,17 @@ README.md; the papers' own settings in ssd300_voc.py, yolo_v1_voc.py, faster_rcn
 """
 
 from flaxonomy.configs.base import (
-  IMAGENET_MEAN, Augment, Config, Data, Detect, Model, Optim, Scenes, Train, override, variant,
+  IMAGENET_MEAN,
+  Augment,
+  Config,
+  Data,
+  Detect,
+  Model,
+  Optim,
+  Scenes,
+  Train,
+  override,
+  variant,
 )  # fmt: skip
 
 PYRAMID = {
