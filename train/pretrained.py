@@ -13,7 +13,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from flaxonomy.configs import base
-from flaxonomy.errors import UserError, warn
+from flaxonomy.errors import UserError, first_line, warn
 from flaxonomy.models import interop
 from flaxonomy.models.interop import darknet
 from flaxonomy.train import checkpoint, optim, processes, tasks, weights, workdir
@@ -43,7 +43,7 @@ def load(config: base.Config, info, mesh) -> dict:
   if path.is_dir():
     given, classes = _run(path, mesh)
   elif path.suffix == ".weights":
-    given, classes = darknet.read(path, *({k: leaf.shape for k, leaf in x.items()} for x in (wanted, other)))[0], None
+    given, classes = _darknet(path, wanted, other), None
   else:
     given, classes = _file(path, config.model), None
   heads = {name for name in wanted if wanted[name].shape != other[name].shape}
@@ -116,6 +116,16 @@ def _file(path, model) -> dict:
     return arrays
   fields = {key: value for key, value in model.fields.items() if key != "aux_logits"}
   return weights.flatten(interop.from_torch(model.name, arrays, **fields))
+
+
+def _darknet(path, wanted, other) -> dict:
+  """{our path: array} of darknet's file, of any number of classes."""
+  try:
+    data = path.read_bytes()
+  except OSError as error:
+    raise UserError(f"cannot read weights {str(path)!r}: {first_line(error)}") from None
+  shapes, more = ({name: leaf.shape for name, leaf in each.items()} for each in (wanted, other))
+  return darknet.from_bytes(data, shapes, more, str(path))[0]
 
 
 def _run(path, mesh) -> tuple[dict, tuple]:

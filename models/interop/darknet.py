@@ -13,12 +13,11 @@ those do that Redmon's trainings start from (darknet53.conv.74).
 
 import math
 import re
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from flaxonomy.errors import UserError, first_line
+from flaxonomy.errors import UserError
 
 FLOAT, INT, LONG = np.dtype("<f4"), np.dtype("<i4"), np.dtype("<i8")
 _LEAF = re.compile(r"(params|batch_stats)/(conv|fc)(\d+)/(conv/|norm/|)(kernel|bias|scale|mean|var)")
@@ -44,30 +43,27 @@ class Header(NamedTuple):
     return self.major > 1000 or self.minor > 1000
 
 
-def read(path: str | Path, shapes: dict[str, tuple], more: dict[str, tuple] | None = None) -> tuple[dict, Header]:
+def from_bytes(
+  data: bytes, shapes: dict[str, tuple], more: dict[str, tuple] | None = None, path: str = ""
+) -> tuple[dict, Header]:
   """The arrays of a file for a model.
 
   Args:
-    path: of the file.
+    data: what the file holds.
     shapes: {"params/conv1/conv/kernel": shape, ...} of all that the model has.
     more: the same of the model with one more class. With it the file may be of any number of classes.
+    path: of the file, for messages.
 
   Returns:
     ({our path: float32 array in our layout}, header)
 
   Raises:
-    UserError: a file that cannot be read or does not end where a layer does, or a model that darknet does not have.
+    UserError: a file that does not end where a layer does, or a model that darknet does not have.
   """
-  path = Path(path)
   _layers(shapes)
-  try:
-    with path.open("rb") as file:
-      header = _header(file, path)
-      numbers = np.fromfile(file, np.uint8)
-  except OSError as error:
-    raise UserError(f"cannot read weights {str(path)!r}: {first_line(error)}") from None
-  layers = _that_fit(path, len(numbers), shapes, more)
-  numbers = numbers[: len(numbers) // 4 * 4].view(FLOAT)
+  header, start = _header(data, path)
+  layers = _that_fit(path, len(data) - start, shapes, more)
+  numbers = np.frombuffer(data, FLOAT, (len(data) - start) // 4, start)
   found, place = {}, 0
   for name, shape in [entry for layer in layers for entry in layer]:
     size = math.prod(shape)
@@ -76,11 +72,10 @@ def read(path: str | Path, shapes: dict[str, tuple], more: dict[str, tuple] | No
   return found, header
 
 
-def write(path: str | Path, arrays: dict[str, np.ndarray], header: Header | None = None) -> None:
-  """The inverse of `read`.
+def to_bytes(arrays: dict[str, np.ndarray], header: Header | None = None) -> bytes:
+  """The inverse of `from_bytes`.
 
   Args:
-    path: of the new file.
     arrays: {our path: array} of all that the model has.
     header: what stands before them; None: version 0.2.
 
@@ -89,21 +84,19 @@ def write(path: str | Path, arrays: dict[str, np.ndarray], header: Header | None
   """
   header = header or Header()
   layers = _layers({name: np.shape(value) for name, value in arrays.items()})
-  with Path(path).open("wb") as file:
-    np.array(header[:3], INT).tofile(file)
-    np.array(header.seen, LONG if header.long else INT).tofile(file)
-    for name, _ in [entry for layer in layers for entry in layer]:
-      _theirs(name, np.asarray(arrays[name]), layers, header).astype(FLOAT).tofile(file)
+  begin = np.array(header[:3], INT).tobytes(), np.array(header.seen, LONG if header.long else INT).tobytes()
+  names = [name for layer in layers for name, _ in layer]
+  return b"".join([*begin, *(_theirs(n, np.asarray(arrays[n]), layers, header).astype(FLOAT).tobytes() for n in names)])
 
 
-def _header(file, path) -> Header:
-  begin = file.read(3 * INT.itemsize)
-  header = Header(*np.frombuffer(begin, INT).tolist()) if len(begin) == 3 * INT.itemsize else None
+def _header(data, path) -> tuple[Header, int]:
+  """(header, bytes of it)"""
+  first = 3 * INT.itemsize
+  header = Header(*np.frombuffer(data, INT, 3).tolist()) if len(data) >= first else None
   kind = LONG if header and header.long else INT
-  seen = file.read(kind.itemsize) if header else b""
-  if header is None or len(seen) != kind.itemsize:
-    raise UserError(f"weights {str(path)!r}: {len(begin) + len(seen)} bytes are too few for darknet's header")
-  return header._replace(seen=int(np.frombuffer(seen, kind)[0]))
+  if header is None or len(data) < first + kind.itemsize:
+    raise UserError(f"weights {path!r}: {len(data)} bytes are too few for darknet's header")
+  return header._replace(seen=int(np.frombuffer(data, kind, 1, first)[0])), first + kind.itemsize
 
 
 def _layers(shapes) -> list[list[tuple[str, tuple]]]:
@@ -136,7 +129,7 @@ def _that_fit(path, size, shapes, more):
   last = max(i for i, end in enumerate(ends) if end <= size)
   where = "ends behind that" if last == len(layers) else f"ends within layer {last + 1} of {len(layers)}"
   raise UserError(
-    f"weights {str(path)!r} hold {size} bytes behind their header, the model's are {ends[-1]}{others}: the file {where}"
+    f"weights {path!r} hold {size} bytes behind their header, the model's are {ends[-1]}{others}: the file {where}"
   )
 
 

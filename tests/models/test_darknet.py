@@ -46,6 +46,10 @@ def drawn(*shape):
 SEEN = np.int64(77)
 
 
+def read(path, sizes):
+  return files.from_bytes(path.read_bytes(), sizes, path=str(path))
+
+
 def saved(path, arrays, header=(0, 2, 0), seen=SEEN):
   with path.open("wb") as file:
     file.write(np.array(header, "<i4").tobytes() + seen.tobytes() + b"".join(a.tobytes() for a in arrays))
@@ -61,7 +65,7 @@ def test_a_file_runs_as_darknet_runs_it(tmp_path):
     tmp_path / "net.weights",
     (beta, gamma, mean, var, kernel, bias2, kernel2, bias3, matrix3, bias4, matrix4),
   )  # fmt: skip
-  found, header = files.read(path, sizes_of(Net(), 4))
+  found, header = read(path, sizes_of(Net(), 4))
   assert header == (0, 2, 0, 77)
   ours = jax.jit(lambda v: Net().apply(v, x, train=False))(weights.unflatten(found))
   padded = np.pad(x.transpose(0, 3, 1, 2), ((0, 0), (0, 0), (1, 1), (1, 1)))
@@ -100,20 +104,19 @@ def test_bytes_survive(name, side, fields, tmp_path):
   numbers = drawn(sum(math.prod(size) for size in sizes.values()))
   for header, seen in (((0, 2, 0), np.int64(2**40)), ((0, 1, 0), np.int32(7)), ((0, 1001, 0), np.int32(7))):
     path = saved(tmp_path / "a.weights", [numbers], header, seen)
-    found, told = files.read(path, sizes)
+    found, told = read(path, sizes)
     assert {key: value.shape for key, value in found.items()} == sizes
     assert told == (*header, seen)
-    files.write(tmp_path / "b.weights", found, told)
-    assert (tmp_path / "b.weights").read_bytes() == path.read_bytes()
+    assert files.to_bytes(found, told) == path.read_bytes()
 
 
 def test_matrices_of_old_files_lie_turned_over(tmp_path):
   sizes = {"params/conv1/conv/kernel": (1, 1, 1, 2), "params/conv1/conv/bias": (2,), "params/fc1/bias": (3,),
            "params/fc1/kernel": (8, 3)}  # fmt: skip
   matrix, rest = drawn(3, 8), [drawn(2), drawn(2), drawn(3)]
-  new = files.read(saved(tmp_path / "new.weights", [*rest, matrix]), sizes)[0]
+  new = read(saved(tmp_path / "new.weights", [*rest, matrix]), sizes)[0]
   turned = saved(tmp_path / "old.weights", [*rest, np.ascontiguousarray(matrix.T)], (0, 1001, 0), np.int32(1))
-  old = files.read(turned, sizes)[0]
+  old = read(turned, sizes)[0]
   np.testing.assert_array_equal(new["params/fc1/kernel"], old["params/fc1/kernel"])
   by_channel = matrix.reshape(3, 2, 2, 2).transpose(2, 3, 1, 0).reshape(8, 3)  # row, column, channel
   np.testing.assert_array_equal(new["params/fc1/kernel"], by_channel)
@@ -131,20 +134,18 @@ def test_files_that_end_elsewhere_are_one_line(tmp_path):
     with pytest.raises(
       UserError, match=f"hold {size} bytes behind their header, the model's are 632: .* {told}"
     ) as raised:
-      files.read(path, SIZES)
+      read(path, SIZES)
     assert "\n" not in str(raised.value)
   for begin in (b"", b"12345", bytes(12), bytes(15)):
     path.write_bytes(begin)
     with pytest.raises(UserError, match=f"{len(begin)} bytes are too few for darknet's header"):
-      files.read(path, SIZES)
-  with pytest.raises(UserError, match="cannot read weights .*No such file"):
-    files.read(tmp_path / "none.weights", SIZES)
+      read(path, SIZES)
   with pytest.raises(UserError, match="only YOLO has darknet's weights; this model has 'params/conv1_1/kernel'"):
-    files.read(path, {"params/conv1_1/kernel": (1,)})
+    read(path, {"params/conv1_1/kernel": (1,)})
 
 
 def test_a_file_may_end_behind_a_layer(tmp_path):
-  found, _ = files.read(saved(tmp_path / "x.weights", [drawn(12 + 81)]), SIZES)
+  found, _ = read(saved(tmp_path / "x.weights", [drawn(12 + 81)]), SIZES)
   assert {name.split("/")[1] for name in found} == {"conv1"}
 
 
@@ -158,10 +159,13 @@ def test_runs_start_from_files_of_other_classes(tmp_path, monkeypatch, capsys):
   taken = pretrained.load(config, Info("scenes", ("a", "b", "c")), None)
   heads = {f"params/conv23/conv/{leaf}" for leaf in ("kernel", "bias")}
   assert set(taken) == set(here) - heads
-  whole, _ = files.read(path, there)
+  whole, _ = read(path, there)
   for name in taken:
     np.testing.assert_array_equal(taken[name], whole[name])
   assert "start anew" in capsys.readouterr().err
   path.write_bytes(path.read_bytes()[:-4])
   with pytest.raises(UserError, match="the model's are .* 1300 more for each class: the file ends"):
+    pretrained.load(config, Info("scenes", ("a", "b", "c")), None)
+  path.unlink()
+  with pytest.raises(UserError, match="cannot read weights .*No such file"):
     pretrained.load(config, Info("scenes", ("a", "b", "c")), None)
