@@ -87,9 +87,6 @@ def within(size, low, high, by=0):
   return ((centres >= low[:, None, None] + by) & (centres < high[:, None, None] - by)).all(0)
 
 
-# Without a random change.
-
-
 @pytest.mark.parametrize("change", [scene_augment.prepared, None], ids=["prepared", "augment"])
 def test_nothing_but_normalisation(change):
   batch = scenes()
