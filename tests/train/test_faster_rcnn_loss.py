@@ -126,7 +126,7 @@ def test_masks():
   "name, fields",
   [
     ("fasterrcnn_resnet50_fpn", SMALL),
-    ("maskrcnn_resnet50_fpn", SMALL | {"mask_features": 8, "frozen": False}),
+    ("maskrcnn_resnet50_fpn", SMALL | {"frozen": False}),
     ("fasterrcnn_vgg16", VGG),
   ],
 )
