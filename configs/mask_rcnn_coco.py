@@ -1,8 +1,8 @@
 """Mask R-CNN on COCO: ResNet-50 and a feature pyramid, torchvision's recipe.
 
-He et al. 2017; torchvision's weights reach 37.9 box AP and 34.6 mask AP on val2017: 26 epochs of 16 images, .02 divided by
-ten after 16 and 22, a warm-up of 1000 steps, momentum .9, weight decay 1e-4, flips, short side 800, long side 1333; the
-stem, the first stage and batch norm stay as ImageNet's weights have them. Not run here.
+He et al. 2017; torchvision's weights reach 37.9 box AP and 34.6 mask AP on val2017: 26 epochs of 16 images, .02
+divided by ten after 16 and 22, a warm-up of 1000 steps, momentum .9, weight decay 1e-4, flips, short side 800, long
+side 1333; the stem, the first stage and batch norm stay as ImageNet's weights have them. Not run here.
 
 Deviations: the long side is at most 1344 pixels; images without objects are learned from, too; of more than 50 objects
 the largest are kept, for each has a mask of the whole canvas. Without weights in `model.init_from` what is frozen is

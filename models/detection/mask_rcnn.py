@@ -46,18 +46,12 @@ class MaskHead(nn.Module):
 
 
 class MaskRCNN(faster_rcnn.FasterRCNN):
-  """Faster R-CNN on a feature pyramid, and a head for masks.
-
-  Attributes:
-    mask_features: channels of that head.
-  """
-
-  mask_features: int = 256
+  """Faster R-CNN on a feature pyramid, and a head for masks with as many channels; fields as of `FasterRCNN`."""
 
   def setup(self):
     """The parts. Raises UserError for sizes that do not fit the depths."""
     super().setup()
-    self.mask_head = MaskHead(self.num_classes, self.mask_features, dtype=self.dtype)
+    self.mask_head = MaskHead(self.num_classes, self.features, dtype=self.dtype)
 
   def __call__(
     self, x, size=None, *, train: bool, score: float = 0.05, threshold: float = 0.5, most: int = 100
