@@ -59,7 +59,7 @@ def joined(heads, maps, outputs):
 
 
 def multibox(offsets, logits, targets, labels, ratio=3):
-  """SSD's loss as torchvision's, once the default boxes are matched: targets [B, A, 4], labels [B, A], 0: background."""
+  """SSD's loss as torchvision's, default boxes being matched: targets [B, A, 4], labels [B, A], 0: background."""
   objects = labels > 0
   apart = functional.smooth_l1_loss(offsets[objects], targets[objects], reduction="sum")
   entropy = functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none").view(labels.shape)
