@@ -102,7 +102,8 @@ def main() -> None:
 def measure(case: str, kind: str, given: argparse.Namespace) -> None:
   """A few lines for a case."""
   folded = kind == "infer" and case != "ssd300_vgg16"  # which has no batch norm
-  layouts = ("contiguous",) if case == "nms" else ("contiguous", "channels_last") + (("folded",) if folded else ())
+  layouts = ("contiguous", "channels_last") + (("folded",) if folded else ())
+  layouts = layouts if case != "nms" else ("one_thread", "two_threads")
   steps = given.steps * (1 if case in CASES else 10)
   with contextlib.ExitStack() as stack:
 
@@ -362,7 +363,7 @@ def their_operator(case: str, layout: str, kind: str) -> None:
   import torch
   import torch_detection
 
-  torch.set_num_threads(CORES)
+  torch.set_num_threads(1 if layout == "one_thread" else CORES)
   tensors = lambda arrays: list(map(torch.from_numpy, arrays))
   if case == "nms":
     most = BEST if kind == "best" else CLASSES * BOXES

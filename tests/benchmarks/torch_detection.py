@@ -173,11 +173,11 @@ def suppressed(boxes, scores, threshold, most):
 
 def _overlaps(boxes):
   """IoU of boxes [N, 4] with each other, [N, N]."""
-  low = torch.maximum(boxes[:, None, :2], boxes[None, :, :2])
-  high = torch.minimum(boxes[:, None, 2:], boxes[None, :, 2:])
-  both = (high - low).clamp_(min=0).prod(2)
-  area = (boxes[:, 2:] - boxes[:, :2]).prod(1)
-  return both / (area[:, None] + area[None] - both)
+  x1, y1, x2, y2 = boxes.T
+  both = (torch.minimum(x2[:, None], x2) - torch.maximum(x1[:, None], x1)).clamp_(min=0)
+  both *= (torch.minimum(y2[:, None], y2) - torch.maximum(y1[:, None], y1)).clamp_(min=0)
+  area = (x2 - x1) * (y2 - y1)
+  return both / (area[:, None] + area - both)
 
 
 def pyramid_roi_align(levels, boxes, size=7, sampling=2):
