@@ -10,9 +10,26 @@ from flaxonomy.data.datasets import digit_scenes
 from flaxonomy.train import coco
 
 SIDE = 64
-NETS = {  # by variant: model, its fields, other changes of the config
+PYRAMID = {
+  "depths": (1, 1), "bottleneck": False, "width": 8, "features": 16, "hidden_size": 32, "sizes": ((8,), (14,), (22,)),
+  "before": (60, 40), "after": (40, 20), "sampled_anchors": 64, "sampled_regions": 24, "frozen": False,
+}  # fmt: skip
+ANCHORS = (((4, 7), (5, 9), (6, 9)), ((7, 11), (7, 12), (9, 14)), ((11, 17), (13, 21), (15, 23)))
+NETS = {  # by name: model, its fields, other changes of the config
   "ssd": ("ssd300_vgg16", {"sources": 3, "scales": (12, 22, 40, 60), "shrink": 8}, {}),
-}
+  "yolo_v1": ("yolo_v1", {"cell": 8, "hidden_size": 64, "shrink": 16, "batch_norm": True, "dropout": 0.0}, {}),
+  "yolo_v2": ("yolo_v2", {"anchors": ((0.3, 0.5), (0.5, 0.7)), "shrink": 16}, {}),
+  "yolo_v3": ("yolo_v3", {"anchors": ANCHORS, "shrink": 16}, {}),
+  "rcnn": (
+    "rcnn_alexnet", {"body": "alexnet", "side": 67, "shrink": 8, "hidden_size": 64, "regions": 16, "dropout": 0.0},
+    {"data.scenes.proposals": 50},
+  ),
+  "fast_rcnn": (
+    "fast_rcnn_vgg16", {"stages": 3, "shrink": 8, "hidden_size": 64, "dropout": 0.0}, {"data.scenes.proposals": 50}
+  ),
+  "faster_rcnn": ("fasterrcnn_resnet50_fpn", PYRAMID, {}),
+  "mask_rcnn": ("maskrcnn_resnet50_fpn", PYRAMID | {"mask_features": 16}, {"data.scenes.masks": True}),
+}  # fmt: skip
 
 
 def folder(root, count: int = 8, side: int = SIDE):
