@@ -2,7 +2,8 @@
 
 Ren et al. 2015, Lin et al. 2017; torchvision's weights reach 37.0 box AP on val2017: 26 epochs of 16 images, .02
 divided by ten after 16 and 22, a warm-up of 1000 steps, momentum .9, weight decay 1e-4, flips, short side 800, long
-side 1333; the stem, the first stage and batch norm stay as ImageNet's weights have them. Not run here.
+side 1333; the stem, the first stage and batch norm stay as ImageNet's weights have them. Not run here;
+no training time is published with the recipe.
 
 Deviations: the long side is at most 1344 pixels; images without objects are learned from, too. Without weights in
 `model.init_from` what is frozen is random: then set --config.model.fields.frozen=False --config.optim.freeze="()".

@@ -2,7 +2,8 @@
 
 Ren, He, Girshick, Sun 2015: 69.9 % mAP on VOC 2007's test set after training on trainval, 73.2 % with VOC 2012. As the
 released code's joint training does it: short side 600, two images a step, .001 for 50,000 steps and .0001 for 20,000,
-momentum .9, weight decay 5e-4 but for biases, the first two stages of VGG frozen. Not run here.
+momentum .9, weight decay 5e-4 but for biases, the first two stages of VGG frozen. Not run here; the paper tells no
+training time.
 
 Deviations: the long side is at most 1008 pixels, a multiple of the stride, not 1000; biases learn as fast as kernels,
 not twice as fast; pixels are standardised as for torchvision's VGG. Without weights in `model.init_from` the frozen

@@ -2,8 +2,8 @@
 
 Girshick et al. 2014, section 2.3 and appendices: SGD with momentum .9, weight decay 5e-4, lr .001, a tenth of it every
 20,000 steps, 70,000 steps of 32 objects and 96 of background; then SVMs and box regressions on the net's features.
-Published mAP on test 54.2 %, 58.5 % with box regression. Not run here: days on the hardware of 2014, and 85 GB of
-features in the private cache while the SVMs are learned.
+Published mAP on test 54.2 %, 58.5 % with box regression. Not run here: 22 hours on a K40 (Girshick 2015, table 4), and
+85 GB of features in the private cache while the SVMs are learned.
 
 Deviations: the regions of a step come from two images rather than from anywhere; lr is not ten times larger for the
 last layer; train and validation are one split; the net starts from scratch, where the paper's knows ImageNet. Scores

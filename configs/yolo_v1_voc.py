@@ -3,7 +3,7 @@
 Redmon et al. 2016, section 2.2: SGD with momentum .9, weight decay 5e-4, batch 64, 135 epochs: the rate rises to .01 in
 the first ones, and falls to .001 behind 75 and to .0001 behind 105; scaling and translations of up to 20 %, exposure
 and saturation by a factor of up to 1.5. Published: 63.4 % mAP on VOC 2007 with VOC 2012 in training, 45 images a second
-on a Titan X. Not run here: about a week on one GPU in 2016, ImageNet before it not counted.
+on a Titan X. Not run here; the paper tells the time of ImageNet before it alone, about a week.
 
 Deviations: VOC 2007 alone; weights start anew where the paper's first 20 convolutions come from ImageNet; the rate
 rises from 0 over two epochs, the paper's from .001 over an unknown number; exposure is an offset and contrast.

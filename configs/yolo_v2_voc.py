@@ -2,7 +2,7 @@
 
 Redmon and Farhadi 2017, section 2, "training for detection": 160 epochs, the rate from .001 divided by ten behind 60
 and 90, weight decay 5e-4, momentum .9; batch 64 and a burn-in of 1,000 steps as yolov2-voc.cfg has them. Published:
-76.8 % mAP on VOC 2007 with VOC 2012 in training. Not run here.
+76.8 % mAP on VOC 2007 with VOC 2012 in training. Not run here; the paper tells no training time.
 
 Deviations: VOC 2007 alone; weights start anew where the paper's come from ImageNet; one image size rather than ten
 drawn from 320 to 608; the burn-in is linear, darknet's of the fourth power; darknet's jittered crops are scalings and

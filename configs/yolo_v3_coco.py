@@ -2,7 +2,8 @@
 
 Redmon and Farhadi 2018, whose numbers are in darknet's yolov3.cfg: SGD with momentum .9, weight decay 5e-4, batch 64,
 500,200 steps: a burn-in of 1,000 to a rate of .001, divided by ten behind 400,000 and 450,000. Published: 55.3 % AP50
-and 31.0 % AP at 416, 57.9 and 33.0 at 608. Not run here.
+and 31.0 % AP at 416, 57.9 and 33.0 at 608. Not run here; the paper tells no
+training time.
 
 Deviations: weights start anew where the authors' come from ImageNet; one image size rather than several; the burn-in is
 linear, darknet's of the fourth power; the picture lies at the top left of its canvas rather than in the middle;

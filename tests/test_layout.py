@@ -148,7 +148,11 @@ CONFIGS = sorted(
 )
 SHAPES = {  # of the datasets that configs name
   "digits": (8, 8, 1), "mnist": (28, 28, 1), "fashion_mnist": (28, 28, 1), "cifar10": (32, 32, 3), "xo": (9, 9, 1),
-  "imagenet2012": (500, 400, 3),
+  "imagenet2012": (500, 400, 3), "digit_scenes": (128, 128, 3),
+}  # fmt: skip
+SCENES = {  # datasets of annotated images: classes, and whether objects have masks
+  "digit_scenes": (10, True), "penn_fudan": (1, True), "voc/2007": (20, False), "voc_xml": (20, True),
+  "coco/2017": (80, False), "coco_json": (80, True),
 }  # fmt: skip
 
 
@@ -184,6 +188,14 @@ def builds(config):
     asked, inputs = config.data.series, 2 if config.data.name == "adding" else 1
     known = Series(inputs, 1, asked.window, asked.horizon, asked.period, None, (0.0,), (1.0,))
     jax.eval_shape(tasks.build(config, Info(config.data.name, series=known._asdict()), 2).init, jax.random.PRNGKey(0))
+    return
+  if config.task == "detection":
+    classes, has_masks = SCENES[config.data.name]
+    assert has_masks or not config.data.scenes.masks
+    shape = (*(config.data.image_size or SHAPES[config.data.name][:2]), 3)
+    task = tasks.build(config, Info(config.data.name, tuple(map(str, range(classes))), shape, 100), 2)
+    state = jax.eval_shape(task.init, jax.random.PRNGKey(0))
+    assert sum(x.size for x in jax.tree.leaves(state.params)) > 10_000
     return
   shape = SHAPES[config.data.name]
   shape = (*(config.data.image_size or shape[:2]), config.data.channels or shape[2])
