@@ -49,7 +49,7 @@ class Augment:
   color_pca: float = 0.0  # deviation of ImageNet's colour components, 0.1 in Krizhevsky et al. 2012; colour images only
   cutout: int = 0  # side of the square set to zero, in pixels, DeVries and Taylor 2017
   mixup: float = 0.0  # alpha of the Beta distribution, Zhang et al. 2018
-  zoom_out: float = 0.0  # at most so many times the side, every other image, 4 in Liu et al. 2016, 2.2; scenes only
+  zoom_out: float = 0.0  # at most so many times the side, every other image, 4 in Liu et al. 2016, 3.6; scenes only
   iou_crop: bool = False  # parts that overlap an object by a drawn least IoU, Liu et al. 2016, 2.2; scenes only
   mosaic: float = 0.0  # probability of four images in one, Bochkovskiy et al. 2020, 3.3; scenes only
 
@@ -83,23 +83,21 @@ class Scenes:
   """How annotated images become examples; for the task "detection"."""
 
   objects: int = 32  # most objects of an image; of more, the largest are kept
-  masks: bool = False  # read the objects' masks, too
-  short_side: Optional[int] = (
-    None  # with fit "contain": pixels of the short side, if the image then fits; None: it fits
-  )
-  proposals: int = 0  # of selective search, for models that make none of their own
+  masks: bool = False  # read the objects' masks, too; for models that learn from them
+  short_side: Optional[int] = None  # with fit "contain": its pixels, if the image then fits; None: as large as fits
+  proposals: int = 0  # boxes of selective search, for models that make none of their own
 
 
 @dataclass
 class Data:
   """Which dataset, how it is read, batched and changed."""
 
-  name: str = "digits"  # a TFDS name, one of our own builders, or "folder"
-  data_dir: Optional[str] = None  # where TFDS datasets lie prepared, or the image folder; None: the private cache
+  name: str = "digits"  # a TFDS name, one of our own builders, or a format of files such as "folder" or "coco_json"
+  data_dir: Optional[str] = None  # where TFDS datasets lie prepared, or the files; None: TFDS's folder, ours: the cache
   train_split: str = "train"  # a TFDS split, e.g. "train[:90%]"
   eval_split: str = "test"
   image_size: Optional[tuple[int, int]] = None  # (height, width) to resize to, bilinear; None: as stored
-  fit: str = "stretch"  # to image_size: "stretch"; "cover": short side first, then the central part; "contain": whole
+  fit: str = "stretch"  # to image_size: "stretch"; "cover": short side first, then the central part; of scenes "contain"
   crop_size: Optional[tuple[int, int]] = None  # (height, width) the model sees: a random part in training; None: all
   eval_crops: int = 1  # parts of crop_size averaged in evaluation: 1 central, or 10: corners and centre, mirrored too
   eval_scales: tuple[float, ...] = (1.0,)  # the same of the image enlarged by each factor, averaged

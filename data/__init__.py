@@ -13,17 +13,19 @@ Images (pipeline.py):
   label   [B] int32
   label2  [B] int32 and mix [B] float32, after mixup only: the partner's label and the share of the example's own
 
-Scenes (scenes.py), G = data.scenes.objects; augmentation makes `image` float32 as it does with images:
+Scenes (scenes.py), G = data.scenes.objects; augmentation makes `image` float32 as it does with images, zeros beside the
+picture; with mosaic G and P are four times as many behind it:
 
   image   [B, H, W, 3] uint8, the picture at the top left of its canvas, zeros beside it
   size    [B, 2] int32, (height, width) of the picture on the canvas
   scale   [B, 2] float32, (y, x) pixels of the canvas for one of the original
   boxes   [B, G, 4] float32, x1 y1 x2 y2 in pixels of the canvas; zeros for padding
-  labels  [B, G] int32, 1 + class; 0 for padding
+  labels  [B, G] int32, 1 + class; 0 for padding, and behind augmentation for crowds and what is no longer seen
   crowd   [B, G] bool, COCO's `iscrowd` and VOC's `difficult`: not learned from, ignored by the metrics
   masks   [B, G, H, ceil(W / 8)] uint8, each object's pixels, bits packed as numpy.packbits does; [B, G, H, W] bool
-          after augmentation; with data.scenes.masks only
-  proposals  [B, P, 4] float32, boxes that may hold objects, zeros for padding; with data.scenes.proposals only
+          for the model, in training and evaluation; with data.scenes.masks only
+  proposals  [B, P, 4] float32, boxes that may hold objects, the best first, zeros for padding; P =
+          data.scenes.proposals, if that is not 0
 
 Streams of tokens (streams.py):
 
