@@ -97,7 +97,7 @@ class Data:
   train_split: str = "train"  # a TFDS split, e.g. "train[:90%]"
   eval_split: str = "test"
   image_size: Optional[tuple[int, int]] = None  # (height, width) to resize to, bilinear; None: as stored
-  fit: str = "stretch"  # to image_size: "stretch"; "cover": short side first, then the central part; of scenes "contain"
+  fit: str = "stretch"  # to image_size: "stretch"; "cover": short side first, then the central part; scenes: "contain"
   crop_size: Optional[tuple[int, int]] = None  # (height, width) the model sees: a random part in training; None: all
   eval_crops: int = 1  # parts of crop_size averaged in evaluation: 1 central, or 10: corners and centre, mirrored too
   eval_scales: tuple[float, ...] = (1.0,)  # the same of the image enlarged by each factor, averaged
