@@ -23,7 +23,7 @@ class Model:
 
   name: str = "deep_convnet"  # registry name, see flaxonomy.models.MODELS
   fields: dict = field(default_factory=dict)  # module fields, e.g. {"dropout": 0.5}; num_classes comes from the data
-  init_from: Optional[str] = None  # start from a safetensors file (public or exported), darknet's .weights, or a workdir
+  init_from: Optional[str] = None  # start from a safetensors file (public, exported), darknet's .weights, or a workdir
   init_new: tuple[str, ...] = ()  # regular expressions: matching parameters start anew all the same
 
 
