@@ -101,21 +101,26 @@ def _by_bias(names, convs):
 
   def sizes(module, tensors):
     layers = [names(module, path) for path in (*convs(module), "fc6")]
-    *features, hidden = (len(tensors.get(f"{layer}.bias", ())) for layer in layers)
+    *features, hidden = (_shape(tensors, f"{layer}.bias")[0] for layer in layers)
+    if not (hidden and all(features)):
+      return {}
+    pool = math.isqrt(_shape(tensors, f"{layers[-1]}.weight")[-1] // features[-1])
     told = {"features": tuple(features), "hidden_size": hidden}
-    if hasattr(module, "pool") and features[-1]:
-      told["pool"] = math.isqrt(tensors[f"{layers[-1]}.weight"].shape[-1] // features[-1])
-    return told if all(told.values()) and all(features) else {}
+    return told | ({"pool": pool} if pool and hasattr(module, "pool") else {})
 
   return sizes
 
 
 def _resnet_sizes(module, tensors):
   blocks = [{found[1] for key in tensors if (found := re.match(rf"layer{i}\.(\d+)\.", key))} for i in (1, 2, 3, 4)]
-  stem = tensors.get("conv1.weight", ())
-  if not (len(stem) and all(blocks)):
+  width = _shape(tensors, "conv1.weight")[0]
+  if not (width and all(blocks)):
     return {}
-  return {"depths": tuple(map(len, blocks)), "bottleneck": "layer1.0.conv3.weight" in tensors, "width": len(stem)}
+  return {"depths": tuple(map(len, blocks)), "bottleneck": "layer1.0.conv3.weight" in tensors, "width": width}
+
+
+def _shape(tensors, name) -> tuple:
+  return tensors[name].shape or (0,) if name in tensors else (0,)
 
 
 def _googlenet_flattened(module):
