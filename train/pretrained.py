@@ -187,27 +187,39 @@ def _body(model: str) -> tuple[tuple[str, ...], str] | None:
 
 
 def _placed(model: str, given: Given, wanted, other) -> Given:
-  """The same by the paths of the model.
+  """The same by the paths of the model: a classifier's in a detector, and norms that learn there but are frozen here.
 
-  Norms that learn there may be frozen here, in another collection. A classifier is known by lacking all that depends
-  on the detector's classes. Its last layers are left out, and stages of which the detector has nothing at all.
+  A classifier is known by lacking all that depends on the detector's classes.
   """
-  places = {_place(name): name for name in wanted}
-  known = _body(model)
+  places, arrays = {_place(name): name for name in wanted}, given.arrays
   heads = [name for name in wanted if wanted[name].shape != other[name].shape]
-  if known and not any(name in given.arrays for name in heads):
+  if (known := _body(model)) and not any(name in arrays for name in heads):
     found = {name: re.fullmatch(known[1], place) for place, name in places.items()}
-    inner = {match[1]: name for name, match in found.items() if match}
-    if any(_place(name) in inner for name in given.arrays):
-      stages = {stage[0] for path in inner if (stage := _STAGE.match(path))}
-      arrays = {}
-      for name, value in given.arrays.items():
-        path, stage = _place(name), _STAGE.match(_place(name))
-        if path in inner or not (_LAST.match(path) or stage and stage[0] not in stages):
-          arrays[inner.get(path, name)] = value
-      return Given(arrays, None, frozenset(inner.values()))
-  arrays = {name if name in wanted else places.get(_place(name), name): x for name, x in given.arrays.items()}
-  return given._replace(arrays=arrays)
+    body = {match[1]: name for name, match in found.items() if match}
+    if any(_place(name) in body for name in arrays):
+      return Given(_inside(body, arrays), None, frozenset(body.values()))
+  here = lambda name: name if name in wanted else places.get(_place(name), name)
+  return given._replace(arrays={here(name): value for name, value in arrays.items()})
+
+
+def _inside(body: dict[str, str], arrays: dict) -> dict:
+  """A classifier's arrays by the paths of a detector.
+
+  Its last layers are left out where the detector lacks them, and stages of which the detector has nothing at all. What
+  else the detector lacks keeps its name, to be refused: it is a deeper net, or another.
+
+  Args:
+    body: {the classifier's path: the detector's, with its collection}.
+    arrays: by the classifier's paths.
+  """
+  stages, found = {stage[0] for path in body if (stage := _STAGE.match(path))}, {}
+  for name, value in arrays.items():
+    path, stage = _place(name), _STAGE.match(_place(name))
+    if path in body:
+      found[body[path]] = value
+    elif not (_LAST.match(path) or stage and stage[0] not in stages):
+      found[name] = value
+  return found
 
 
 def _read(path, model, wanted, other, mesh) -> Given:
