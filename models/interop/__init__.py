@@ -106,6 +106,21 @@ def model_of(name: str, tensors: dict[str, np.ndarray], **fields):
   return models.create(name, **{k: v for k, v in told.items() if k in known and k not in fields}, **fields)
 
 
+def of_any_size(name: str, tensors: dict[str, np.ndarray]) -> dict:
+  """`from_torch` for a net as deep and wide as the tensors are: a ResNet by the name of any.
+
+  Args: as in `from_torch`.
+  """
+  module = _create(name, {})
+  return from_torch(name, tensors, **family_of(module).sizes(module, tensors))
+
+
+def has_stem(name: str, tensors: dict[str, np.ndarray]) -> bool:
+  """Whether tensors hold the first convolution of a model, by its public name."""
+  module = _create(name, {})
+  return family_of(module).names(module, family_of(module).stem) + ".weight" in tensors
+
+
 def torch_module(module, path: tuple[str, ...]) -> str:
   """The public name of one of our modules: ("stage1_block2", "conv1") of a ResNet is "layer1.1.conv1"."""
   return family_of(module).names(module, "/".join(path))

@@ -4,6 +4,7 @@ For each family: our module's path to the public one, what a checkpoint tells of
 flattened map.
 """
 
+import math
 import re
 
 from flaxonomy.models.interop.family import Family
@@ -25,6 +26,14 @@ ALEXNET = {
 }  # fmt: skip
 
 
+def _alexnet(module, path):
+  return ALEXNET[path]
+
+
+def _alexnet_convs(module):
+  return [f"conv{i}" for i in range(1, 6)]
+
+
 def _vgg(module, path):
   """Layers are numbered through, with their rectifiers (and norms) and the poolings between the stages."""
   dense = {"fc6": "classifier.0", "fc7": "classifier.3", "fc8": "classifier.6"}
@@ -33,6 +42,10 @@ def _vgg(module, path):
   kind, stage, number = re.fullmatch(r"(conv|norm)(\d)_(\d)", path).groups()
   before = numbered(module.depths, int(stage), int(number), 3 if module.batch_norm else 2)
   return f"features.{before + (kind == 'norm')}"
+
+
+def _vgg_convs(module):
+  return [f"conv{i}_{depth}" for i, depth in enumerate(module.depths, 1)]
 
 
 def numbered(depths, stage: int, number: int, each: int = 2) -> int:
@@ -83,17 +96,46 @@ def _fc6(module):
   return {"fc6": module.features[-1]}
 
 
+def _by_bias(names, convs):
+  """Tells widths from the biases of each stage's last convolution and of fc6, and the pooling from fc6's inputs."""
+
+  def sizes(module, tensors):
+    layers = [names(module, path) for path in (*convs(module), "fc6")]
+    *features, hidden = (_shape(tensors, f"{layer}.bias")[0] for layer in layers)
+    if not (hidden and all(features)):
+      return {}
+    pool = math.isqrt(_shape(tensors, f"{layers[-1]}.weight")[-1] // features[-1])
+    told = {"features": tuple(features), "hidden_size": hidden}
+    return told | ({"pool": pool} if pool and hasattr(module, "pool") else {})
+
+  return sizes
+
+
+def _resnet_sizes(module, tensors):
+  blocks = [{found[1] for key in tensors if (found := re.match(rf"layer{i}\.(\d+)\.", key))} for i in (1, 2, 3, 4)]
+  width = _shape(tensors, "conv1.weight")[0]
+  if not (width and all(blocks)):
+    return {}
+  return {"depths": tuple(map(len, blocks)), "bottleneck": "layer1.0.conv3.weight" in tensors, "width": width}
+
+
+def _shape(tensors, name) -> tuple:
+  return tensors[name].shape or (0,) if name in tensors else (0,)
+
+
 def _googlenet_flattened(module):
   return dict.fromkeys(("aux1/fc1", "aux2/fc1"), 128 // module.shrink)
 
 
 FAMILIES = {
-  "AlexNet": Family(lambda module, path: ALEXNET[path], _classes("classifier.6.bias"), _fc6),
-  "AlexNetOriginal": Family(_plain, _classes("fc8.bias"), _fc6, side=227),
-  "VGG": Family(_vgg, _classes("classifier.6.bias"), _fc6, "conv1_1"),
+  "AlexNet": Family(_alexnet, _classes("classifier.6.bias"), _fc6, sizes=_by_bias(_alexnet, _alexnet_convs)),
+  "AlexNetOriginal": Family(
+    _plain, _classes("fc8.bias"), _fc6, side=227, sizes=_by_bias(_plain, _alexnet_convs)
+  ),
+  "VGG": Family(_vgg, _classes("classifier.6.bias"), _fc6, "conv1_1", sizes=_by_bias(_vgg, _vgg_convs)),
   "GoogLeNet": Family(_googlenet, _googlenet_told, _googlenet_flattened, "conv1/conv"),
   "InceptionV3": Family(_inception, _inception_told, stem="Conv2d_1a_3x3/conv", side=299),
-  "ResNet": Family(_resnet, _classes("fc.bias"), stem="stem"),
+  "ResNet": Family(_resnet, _classes("fc.bias"), stem="stem", sizes=_resnet_sizes),
   "CifarResNet": Family(_resnet, _classes("linear.bias"), stem="stem", side=32),
   "DeepConvNet": Family(
     lambda module, path: DEEP_CONVNET[path], _classes("18.bias"), lambda module: {"fc1": module.features[-1]},

@@ -39,6 +39,7 @@ class Family(NamedTuple):
       name has its number for {}.
     tied: module -> {public name: the tensor that it is again}.
     constants: module -> {public name: tensor that the public model stores and ours computes}.
+    sizes: (module, tensors) -> fields for depths and widths, which otherwise are those of the model's name.
   """
 
   names: Callable
@@ -55,3 +56,4 @@ class Family(NamedTuple):
   stacks: Callable = lambda module: {}
   tied: Callable = lambda module: {}
   constants: Callable = lambda module: {}
+  sizes: Callable = lambda module, tensors: {}
