@@ -39,7 +39,7 @@ NETS = {  # by variant: (model, its fields, steps, what else differs)
   ),
   "fast_rcnn": ("fast_rcnn_vgg16", {"stages": 3, "shrink": 4, "hidden_size": 256}, 2_000, SEARCHED),
   "faster_rcnn": ("fasterrcnn_resnet50_fpn", PYRAMID, 2_000, {}),
-  "mask_rcnn": ("maskrcnn_resnet50_fpn", PYRAMID | {"mask_features": 64}, 2_000, {"data.scenes.masks": True}),
+  "mask_rcnn": ("maskrcnn_resnet50_fpn", PYRAMID, 2_000, {"data.scenes.masks": True}),
 }  # fmt: skip
 VARIANTS = tuple(NETS)
 

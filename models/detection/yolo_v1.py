@@ -29,7 +29,7 @@ LAYERS = (  # figure 3: features and side of each convolution
   (64, 7), POOL, (192, 3), POOL, (128, 1), (256, 3), (256, 1), (512, 3), POOL, *((256, 1), (512, 3)) * 4, (512, 1),
   (1024, 3), POOL, *((512, 1), (1024, 3)) * 2, (1024, 3), (1024, 3), (1024, 3), (1024, 3),
 )  # fmt: skip
-HALVED = {64: (1, 22), 32: (1,)}  # by pixels of a cell: convolutions of stride 2
+HALVED = {64: (1, 22), 32: (1,), 16: ()}  # by pixels of a cell: convolutions of stride 2
 
 
 class YOLOv1(nn.Module):
@@ -38,7 +38,7 @@ class YOLOv1(nn.Module):
   Attributes:
     num_classes: without a background.
     boxes: that a cell predicts.
-    cell: pixels of a cell's side, 64 as in the paper, or 32 for small images, where conv22 then halves nothing.
+    cell: pixels of a cell's side, 64 as in the paper; for small images 32 (conv22 halves nothing) or 16 (nor conv1).
     hidden_size: units of the first dense layer.
     shrink: divides all channels and these units.
     dropout: rate behind the first dense layer.
@@ -71,7 +71,9 @@ class YOLOv1(nn.Module):
       the image's, and its confidence; then the cell's class probabilities
     """
     if self.cell not in HALVED:
-      raise UserError(f"field 'cell' of YOLO's first version must be {' or '.join(map(str, HALVED))}, not {self.cell}")
+      raise UserError(
+        f"field 'cell' of YOLO's first version must be one of {', '.join(map(str, HALVED))}, not {self.cell}"
+      )
     darknet.require(x.shape[1:3], self.cell, "YOLO's first version")
     unit = darknet.units(self, train, self.batch_norm)
     stages, number, x = {}, 0, x.astype(self.dtype)

@@ -54,8 +54,8 @@ def test_small_ones():
     shapes_of(yolo_v2.YOLOv2(10), 72, 64)
   with pytest.raises(UserError, match="multiples of 64 pixels, not 96 x 64"):
     shapes_of(yolo_v1.YOLOv1(10), 96, 64)
-  with pytest.raises(UserError, match="must be 64 or 32, not 16"):
-    shapes_of(yolo_v1.YOLOv1(10, cell=16), 64, 64)
+  with pytest.raises(UserError, match="must be one of 64, 32, 16, not 8"):
+    shapes_of(yolo_v1.YOLOv1(10, cell=8), 64, 64)
   with pytest.raises(UserError, match="those of 3 maps, not 2"):
     yolo_v3.YOLOv3(10, anchors=(pair, pair)).priors((64, 64))
 

@@ -17,7 +17,8 @@ PYRAMID = {
 ANCHORS = (((4, 7), (5, 9), (6, 9)), ((7, 11), (7, 12), (9, 14)), ((11, 17), (13, 21), (15, 23)))
 NETS = {  # by name: model, its fields, other changes of the config
   "ssd": ("ssd300_vgg16", {"sources": 3, "scales": (12, 22, 40, 60), "shrink": 8}, {}),
-  "yolo_v1": ("yolo_v1", {"cell": 8, "hidden_size": 64, "shrink": 16, "batch_norm": True, "dropout": 0.0}, {}),
+  "yolo_v1": ("yolo_v1", {"cell": 16, "hidden_size": 512, "shrink": 16, "batch_norm": True, "dropout": 0.0},
+    {"data.image_size": (128, 128)}),
   "yolo_v2": ("yolo_v2", {"anchors": ((0.3, 0.5), (0.5, 0.7)), "shrink": 16}, {}),
   "yolo_v3": ("yolo_v3", {"anchors": ANCHORS, "shrink": 16}, {}),
   "rcnn": (
@@ -28,7 +29,7 @@ NETS = {  # by name: model, its fields, other changes of the config
     "fast_rcnn_vgg16", {"stages": 3, "shrink": 8, "hidden_size": 64, "dropout": 0.0}, {"data.scenes.proposals": 50}
   ),
   "faster_rcnn": ("fasterrcnn_resnet50_fpn", PYRAMID, {}),
-  "mask_rcnn": ("maskrcnn_resnet50_fpn", PYRAMID | {"mask_features": 16}, {"data.scenes.masks": True}),
+  "mask_rcnn": ("maskrcnn_resnet50_fpn", PYRAMID, {"data.scenes.masks": True}),
 }  # fmt: skip
 
 
