@@ -30,6 +30,7 @@ from flaxonomy.models.norm import BatchNorm
 
 HE = INITIALIZERS["he_normal"]  # sqrt(2 / fan_in), as darknet's convolutions start
 LEAKY = ACTIVATIONS["leaky_relu_0.1"]
+MOMENTUM = 0.99  # darknet's, of running statistics; runs of a few hundred steps want less
 LEAST = 0.01  # pixels of width and height that a box must have, to be reported
 
 
@@ -42,6 +43,7 @@ class Unit(nn.Module):
     strides: step of the window.
     batch_norm: otherwise the convolution has a bias.
     linear: no rectifier, no batch norm, and float32: what the last layer is.
+    momentum: of batch norm's running statistics.
     axis_name: as in `BatchNorm`.
     dtype: compute type; parameters are float32.
   """
@@ -51,6 +53,7 @@ class Unit(nn.Module):
   strides: int = 1
   batch_norm: bool = True
   linear: bool = False
+  momentum: float = MOMENTUM
   axis_name: str | None = None
   dtype: jnp.dtype = jnp.float32
 
@@ -61,7 +64,7 @@ class Unit(nn.Module):
     conv = functools.partial(layers.Conv, self.features, (self.side, self.side), kernel_init=HE, name="conv")
     x = conv(strides=self.strides, padding=self.side // 2, use_bias=not normed, dtype=dtype)(x)
     if normed:
-      x = BatchNorm(momentum=0.99, axis_name=self.axis_name, dtype=dtype, name="norm")(x, train=train)
+      x = BatchNorm(momentum=self.momentum, axis_name=self.axis_name, dtype=dtype, name="norm")(x, train=train)
     return x if self.linear else LEAKY(x)
 
 
@@ -69,13 +72,13 @@ def units(model: nn.Module, train: bool, batch_norm: bool = True) -> Callable:
   """What makes numbered units within a model's compact method: (x, number, features, side, strides=1) -> x.
 
   Args:
-    model: whose fields shrink, axis_name and dtype they have.
+    model: whose fields shrink, momentum, axis_name and dtype they have.
     train: batch norm by the batch.
     batch_norm: as in `Unit`.
   """
 
   def unit(x, number, features, side, strides=1):
-    how = {"axis_name": model.axis_name, "dtype": model.dtype, "name": f"conv{number}"}
+    how = {"momentum": model.momentum, "axis_name": model.axis_name, "dtype": model.dtype, "name": f"conv{number}"}
     return Unit(features // model.shrink, side, strides, batch_norm, **how)(x, train=train)
 
   return unit

@@ -43,6 +43,7 @@ class YOLOv1(nn.Module):
     shrink: divides all channels and these units.
     dropout: rate behind the first dense layer.
     batch_norm: in all convolutions, in place of their biases; not in the paper.
+    momentum: as in `darknet.Unit`.
     axis_name: as in `BatchNorm`.
     dtype: compute type; parameters and what the last layer puts out are float32.
   """
@@ -54,6 +55,7 @@ class YOLOv1(nn.Module):
   shrink: int = 1
   dropout: float = 0.5
   batch_norm: bool = False
+  momentum: float = darknet.MOMENTUM
   axis_name: str | None = None
   dtype: jnp.dtype = jnp.float32
 

@@ -29,6 +29,7 @@ class YOLOv2(nn.Module):
     anchors: (width, height) in cells; None: VOC's, anchors.YOLO_V2_VOC.
     adjacent: the passthrough stacks the four pixels of a block, rather than as darknet does.
     shrink: divides all channels.
+    momentum: as in `darknet.Unit`.
     axis_name: as in `BatchNorm`.
     dtype: compute type; parameters and what the last layer puts out are float32.
   """
@@ -37,6 +38,7 @@ class YOLOv2(nn.Module):
   anchors: tuple[tuple[float, float], ...] | None = None
   adjacent: bool = False
   shrink: int = 1
+  momentum: float = darknet.MOMENTUM
   axis_name: str | None = None
   dtype: jnp.dtype = jnp.float32
 

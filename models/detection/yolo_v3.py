@@ -29,6 +29,7 @@ class YOLOv3(nn.Module):
     ignore: in training: predictions that overlap an object by more count as no background; .5 in the paper and
       yolov3-voc.cfg, .7 in yolov3.cfg.
     shrink: divides all channels.
+    momentum: as in `darknet.Unit`.
     axis_name: as in `BatchNorm`.
     dtype: compute type; parameters and what the heads put out are float32.
   """
@@ -37,6 +38,7 @@ class YOLOv3(nn.Module):
   anchors: tuple[tuple[tuple[float, float], ...], ...] | None = None
   ignore: float = 0.5
   shrink: int = 1
+  momentum: float = darknet.MOMENTUM
   axis_name: str | None = None
   dtype: jnp.dtype = jnp.float32
 

@@ -15,26 +15,31 @@ PYRAMID = {
   "before": (60, 40), "after": (40, 20), "sampled_anchors": 64, "sampled_regions": 24, "frozen": False,
 }  # fmt: skip
 ANCHORS = (((4, 7), (5, 9), (6, 9)), ((7, 11), (7, 12), (9, 14)), ((11, 17), (13, 21), (15, 23)))
+LARGE = {"data.image_size": (128, 128)}
+SEARCHED = LARGE | {"data.scenes.proposals": 200}  # in scenes of 64 pixels the search misses some digits
 NETS = {  # by name: model, its fields, other changes of the config
   "ssd": ("ssd300_vgg16", {"sources": 3, "scales": (12, 22, 40, 60), "shrink": 8}, {}),
-  "yolo_v1": ("yolo_v1", {"cell": 16, "hidden_size": 512, "shrink": 16, "batch_norm": True, "dropout": 0.0},
-    {"data.image_size": (128, 128)}),
-  "yolo_v2": ("yolo_v2", {"anchors": ((0.3, 0.5), (0.5, 0.7)), "shrink": 16}, {}),
-  "yolo_v3": ("yolo_v3", {"anchors": ANCHORS, "shrink": 16}, {}),
+  "yolo_v1": (
+    "yolo_v1", {"cell": 16, "hidden_size": 512, "shrink": 16, "batch_norm": True, "dropout": 0.0, "momentum": 0.9},
+    LARGE,
+  ),
+  "yolo_v2": ("yolo_v2", {"anchors": ((0.28, 0.44), (0.44, 0.72), (0.8, 0.9)), "shrink": 16, "momentum": 0.9}, LARGE),
+  "yolo_v3": ("yolo_v3", {"anchors": ANCHORS, "shrink": 16, "momentum": 0.9}, {"train.steps": 300}),
   "rcnn": (
-    "rcnn_alexnet", {"body": "alexnet", "side": 67, "shrink": 8, "hidden_size": 64, "regions": 16, "dropout": 0.0},
-    {"data.scenes.proposals": 50},
+    "rcnn_alexnet", {"body": "alexnet", "side": 67, "shrink": 4, "hidden_size": 512, "regions": 16, "dropout": 0.0},
+    SEARCHED,
   ),
   "fast_rcnn": (
-    "fast_rcnn_vgg16", {"stages": 3, "shrink": 8, "hidden_size": 64, "dropout": 0.0}, {"data.scenes.proposals": 50}
+    "fast_rcnn_vgg16", {"stages": 3, "shrink": 4, "hidden_size": 512, "dropout": 0.0}, SEARCHED
   ),
-  "faster_rcnn": ("fasterrcnn_resnet50_fpn", PYRAMID, {}),
-  "mask_rcnn": ("maskrcnn_resnet50_fpn", PYRAMID, {"data.scenes.masks": True}),
+  "faster_rcnn": ("fasterrcnn_resnet50_fpn", PYRAMID, {"train.steps": 300}),
+  "mask_rcnn": ("maskrcnn_resnet50_fpn", PYRAMID, {"data.scenes.masks": True, "train.steps": 300}),
 }  # fmt: skip
 
 
 def folder(root, count: int = 8, side: int = SIDE):
   """Writes the first scenes of training, and their annotations with masks, as train and as test; returns the folder."""
+  root = root / str(side)
   truths = []
   (root / "annotations").mkdir(parents=True)
   for i in range(count):
@@ -61,7 +66,7 @@ def config(root, net: str, **changes) -> Config:
     task="detection",
     model=Model(model, fields),
     data=Data(
-      "coco_json", str(root), batch_size=8, eval_batch_size=8, mean=(0.5,), std=(0.25,), image_size=(SIDE, SIDE),
+      "coco_json", str(root / str(128 if "data.image_size" in more else SIDE)), batch_size=8, eval_batch_size=8, mean=(0.5,), std=(0.25,), image_size=(SIDE, SIDE),
       scenes=Scenes(objects=8),
     ),
     optim=Optim("adam", lr=2e-3, schedule="cosine", warmup_steps=10, clip_norm=10.0),

@@ -12,8 +12,11 @@ from flaxonomy.train import inference, loop
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
-  """Eight scenes in COCO's format."""
-  return small_scenes.folder(tmp_path_factory.mktemp("scenes"))
+  """Eight scenes in COCO's format, of 64 and of 128 pixels."""
+  root = tmp_path_factory.mktemp("scenes")
+  for side in (small_scenes.SIDE, 128):
+    small_scenes.folder(root, side=side)
+  return root
 
 
 @pytest.fixture(scope="module")
@@ -46,10 +49,10 @@ def test_a_run_leaves_pictures_curves_and_figures(learned):
 
 def test_predict_draws_and_writes_cocos_format(learned, root):
   workdir, _ = learned("ssd")
-  folder = inference.predict(workdir, [str(root / "3.png"), str(root / "5.png")])
+  folder = inference.predict(workdir, [str(root / "64" / "3.png"), str(root / "64" / "5.png")])
   told = json.loads((folder / "predictions.json").read_text())
-  truth = json.loads((root / "annotations" / "instances_train.json").read_text())
-  assert [image["file_name"] for image in told["images"]] == [str(root / "3.png"), str(root / "5.png")]
+  truth = json.loads((root / "64" / "annotations" / "instances_train.json").read_text())
+  assert [image["file_name"] for image in told["images"]] == [str(root / "64" / "3.png"), str(root / "64" / "5.png")]
   assert told["categories"] == truth["categories"]
   for i, scene in enumerate((3, 5)):
     found = sorted(row["category_id"] for row in told["annotations"] if row["image_id"] == i and row["score"] > 0.5)

@@ -230,6 +230,6 @@ def told(info, files: list[str], found: list[dict]) -> dict:
 def finish(detector, seed: int, state, feed):
   """The state once what is no gradient descent has been fitted to the training split; see `Task.finish`."""
   size = 16
-  batches = lambda: (feed.read(range(i, min(i + size, feed.size))) for i in range(0, feed.size, size))
+  batches = (feed.read(range(i, min(i + size, feed.size))) for i in range(0, feed.size, size))
   variables = detector.finish({"params": state.params, **state.collections}, batches, seed)
   return state.replace(collections={key: x for key, x in variables.items() if key != "params"})
