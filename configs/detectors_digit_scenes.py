@@ -34,7 +34,7 @@ NETS = {  # by variant: (model, its fields, steps, what else differs)
   "yolo_v2": ("yolo_v2", {"anchors": CELLS, "shrink": 4}, 3_000, {}),
   "yolo_v3": ("yolo_v3", {"anchors": ANCHORS, "shrink": 4}, 3_000, {}),
   "rcnn": (
-    "rcnn_alexnet", {"body": "alexnet", "side": 67, "shrink": 4, "hidden_size": 256, "regions": 16}, 2_000,
+    "rcnn_alexnet", {"body": "alexnet", "side": 67, "shrink": 4, "hidden_size": 256, "regions": 16, "cost": 0.1}, 2_000,
     SEARCHED | {"detect.draw_score": 0.5},
   ),
   "fast_rcnn": ("fast_rcnn_vgg16", {"stages": 3, "shrink": 4, "hidden_size": 256}, 2_000, SEARCHED),

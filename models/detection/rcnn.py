@@ -34,6 +34,7 @@ class RCNN(nn.Module):
     dropout: rate at fc6 and fc7.
     regions: of an image, that are learned from; the paper's 128 of a batch come from two images with 64.
     chunk: crops that the net sees at once when it detects.
+    cost: of a violation while the SVMs are learned; .001 in the released code, for some thousand objects.
     dtype: compute type; parameters, logits, scores and boxes are float32.
   """
 
@@ -45,6 +46,7 @@ class RCNN(nn.Module):
   dropout: float = 0.5
   regions: int = 64
   chunk: int = 64
+  cost: float = 1e-3
   dtype: jnp.dtype = jnp.float32
 
   @nn.compact

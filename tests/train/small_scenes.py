@@ -26,8 +26,9 @@ NETS = {  # by name: model, its fields, other changes of the config
   "yolo_v2": ("yolo_v2", {"anchors": ((0.28, 0.44), (0.44, 0.72), (0.8, 0.9)), "shrink": 16, "momentum": 0.9}, LARGE),
   "yolo_v3": ("yolo_v3", {"anchors": ANCHORS, "shrink": 16, "momentum": 0.9}, {"train.steps": 300}),
   "rcnn": (
-    "rcnn_alexnet", {"body": "alexnet", "side": 67, "shrink": 4, "hidden_size": 512, "regions": 16, "dropout": 0.0},
-    SEARCHED,
+    "rcnn_alexnet",
+    {"body": "alexnet", "side": 67, "shrink": 4, "hidden_size": 512, "regions": 16, "dropout": 0.0, "cost": 0.1},
+    SEARCHED | {"train.steps": 400, "optim.lr": 1e-3},
   ),
   "fast_rcnn": (
     "fast_rcnn_vgg16", {"stages": 3, "shrink": 4, "hidden_size": 512, "dropout": 0.0}, SEARCHED
@@ -66,8 +67,8 @@ def config(root, net: str, **changes) -> Config:
     task="detection",
     model=Model(model, fields),
     data=Data(
-      "coco_json", str(root / str(128 if "data.image_size" in more else SIDE)), batch_size=8, eval_batch_size=8, mean=(0.5,), std=(0.25,), image_size=(SIDE, SIDE),
-      scenes=Scenes(objects=8),
+      "coco_json", str(root / str(128 if "data.image_size" in more else SIDE)), batch_size=8, eval_batch_size=8,
+      mean=(0.5,), std=(0.25,), image_size=(SIDE, SIDE), scenes=Scenes(objects=8),
     ),
     optim=Optim("adam", lr=2e-3, schedule="cosine", warmup_steps=10, clip_norm=10.0),
     train=Train(steps=150, eval_every=150, log_every=10, devices=1, cpu_devices=4, tensorboard=False),

@@ -78,7 +78,7 @@ def build(config, shape: tuple[int, int, int], classes: int) -> Detector:
     look = jax.jit(lambda variables, batch: examples(model, config.data, variables, batch))
     with tempfile.TemporaryDirectory(dir=cache_folder(), prefix="features-") as folder:
       found = collect(lambda batch: look(variables, batch), batches, Path(folder))
-      return {**variables, **learned(found, seed)}
+      return {**variables, **learned(found, seed, model.cost)}
 
   return Detector(init, loss, detect, proposals=True, finish=finish)
 
@@ -167,10 +167,10 @@ def _mapped(path, width):
   return np.memmap(path, np.float16, "r").reshape(-1, width)
 
 
-def learned(found: Features, seed: int) -> dict:
-  """The collections "svm" and "regression" of `rcnn.RCNN`, for features as the net gives them."""
+def learned(found: Features, seed: int, cost: float = C) -> dict:
+  """The collections "svm" and "regression" of `rcnn.RCNN`, for features as the net gives them; cost as for `svms`."""
   classes = found.overlaps.shape[1]
-  weights, bias = svms(found.fc7, found.overlaps, found.truth, found.scales[0], seed)
+  weights, bias = svms(found.fc7, found.overlaps, found.truth, found.scales[0], seed, cost)
   slopes, starts = np.zeros((found.pool5.shape[1], classes, 4)), np.zeros((classes, 4))
   for k in range(classes):
     own = found.labels == k + 1
@@ -181,7 +181,7 @@ def learned(found: Features, seed: int) -> dict:
 
 
 def svms(
-  features: np.ndarray, overlaps: np.ndarray, truth: np.ndarray, scale: float, seed: int
+  features: np.ndarray, overlaps: np.ndarray, truth: np.ndarray, scale: float, seed: int, cost: float = C
 ) -> tuple[np.ndarray, np.ndarray]:
   """A linear SVM for each class against the rest, with hard negatives mined in one pass (appendix B).
 
@@ -193,6 +193,7 @@ def svms(
     truth: [N], see `Features`.
     scale: of the features while the SVMs are learned.
     seed: of the proposals that mining starts with, and of the solver.
+    cost: of a violation.
 
   Returns:
     (weights [F, C], bias [C]): scores are features @ weights + bias, without the scale.
@@ -208,7 +209,7 @@ def svms(
     if not (len(positives[k]) and len(negatives[k])):
       return
     x = np.float32(features[np.concatenate([positives[k], negatives[k]])]) * scale
-    weights[:, k], bias[k] = svm(x, np.arange(len(x)) < len(positives[k]), seed)
+    weights[:, k], bias[k] = svm(x, np.arange(len(x)) < len(positives[k]), seed, cost)
     scores = x[len(positives[k]) :] @ weights[:, k] + bias[k]
     negatives[k], added[k] = negatives[k][scores >= EASY], 0
 
@@ -227,12 +228,12 @@ def svms(
   return weights * np.float32(scale), bias
 
 
-def svm(x: np.ndarray, positive: np.ndarray, seed: int) -> tuple[np.ndarray, float]:
-  """One SVM with the released code's cost: x [n, F] and bool [n] to (weights [F], bias)."""
+def svm(x: np.ndarray, positive: np.ndarray, seed: int, cost: float = C) -> tuple[np.ndarray, float]:
+  """One SVM, by default with the released code's cost: x [n, F] and bool [n] to (weights [F], bias)."""
   from sklearn.svm import LinearSVC
 
   solver = LinearSVC(
-    C=C, loss="hinge", class_weight={True: POSITIVE}, intercept_scaling=INTERCEPT, random_state=seed % 2**32,
+    C=cost, loss="hinge", class_weight={True: POSITIVE}, intercept_scaling=INTERCEPT, random_state=seed % 2**32,
     max_iter=10_000, tol=1e-3,
   )  # fmt: skip
   solver.fit(x, positive)
