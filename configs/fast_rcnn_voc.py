@@ -5,9 +5,9 @@ each, lr .001, a tenth of it after 30,000; the first two stages of VGG16 stay as
 long side 1,000 at most; flips. Published mAP on test 66.9 %. Not run here: 9.5 hours on a K40 in 2015.
 
 Deviations: biases learn at the weights' rate, where the released code doubles it; train and validation are one split.
-The first stages are of use only with ImageNet's weights: --config.model.init_from=FILE, an export of vgg16 without its
-fc8, and --config.model.init_new='("^boxes/", "^logits/")'. Without a file add --config.optim.freeze='()'. The search
-takes hours of CPU for 10,000 images, once; it needs the extra "proposals".
+The first stages are of use only with ImageNet's weights: --config.model.init_from=FILE, torchvision's vgg16 or one of
+ours. Without a file add --config.optim.freeze='()'. The search takes hours of CPU for 10,000 images, once; it needs the
+extra "proposals".
 
   python launch.py --config=configs/fast_rcnn_voc.py --config.data.data_dir=DIR
 """

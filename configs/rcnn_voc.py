@@ -6,7 +6,8 @@ Published mAP on test 54.2 %, 58.5 % with box regression. Not run here: 22 hours
 85 GB of features in the private cache while the SVMs are learned.
 
 Deviations: the regions of a step come from two images rather than from anywhere; lr is not ten times larger for the
-last layer; train and validation are one split; the net starts from scratch, where the paper's knows ImageNet. Scores
+last layer; train and validation are one split; the net starts from scratch, where the paper's knows ImageNet, unless
+--config.model.init_from names an alexnet_original that was trained here. Scores
 are sigmoids of the SVMs', .5 at their planes, so that pictures show what is above. Needs the extra "proposals".
 
   python launch.py --config=configs/rcnn_voc.py --config.data.data_dir=DIR
