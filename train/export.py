@@ -73,8 +73,9 @@ def _check(folder, serve, variables):
   for b in (1, 3):
     x = serve.example(jax.random.PRNGKey(b), b)
     ours, theirs = jax.jit(serve.call)(variables, x), function.call(restored, x)
-    for key, value in ours.items():
-      error = float(np.abs(value - theirs[key]).max() / np.maximum(np.abs(value).max(), 1e-30))
+    for key in ours:
+      value, other = (np.asarray(outputs[key], np.float64) for outputs in (ours, theirs))
+      error = float(np.abs(value - other).max() / np.maximum(np.abs(value).max(), 1e-30))
       if not error <= TOLERANCE:
         raise UserError(
           f"the exported function in {str(folder)!r} differs from the model in {key!r}: {error:.1e} relative"

@@ -7,7 +7,7 @@ import pytest
 import small_scenes
 
 from flaxonomy.errors import UserError
-from flaxonomy.train import inference, loop
+from flaxonomy.train import export, inference, loop
 
 
 @pytest.fixture(scope="module")
@@ -68,6 +68,12 @@ def test_evaluating_gives_what_training_gave(learned):
   assert inference.evaluate([workdir])["metrics"] == result["metrics"]
   stricter = inference.evaluate([workdir], changes={"detect.score": 0.9})["metrics"]
   assert stricter["test_AR100"] <= result["metrics"]["test_AR100"]
+
+
+def test_what_is_exported_finds_the_same(learned):
+  workdir, _ = learned("ssd")
+  folder = export.export(workdir)  # which compares it with the model
+  assert {"model.jaxexport", "params.safetensors", "public.safetensors"} <= {path.name for path in folder.iterdir()}
 
 
 def test_preview_shows_boxes(root, tmp_path):
