@@ -9,9 +9,9 @@ DIR holds VOC2007 and VOC2012, each with Annotations, JPEGImages and ImageSets, 
 
 Deviations: without --config.model.init_from=FILE, torchvision's vgg16, weights start anew where the paper's come from
 ImageNet, and with it fc6 and fc7 still do (torchvision's weights want its own data.mean and data.std); difficult
-objects are not learned from, in the code they are; biases learn at the weights' rate, there at twice that; colours change every time, there each way
-every other time, and contrast is about the picture's mean; crops are cut from what was brought to 300 x 300, there from
-the original.
+objects are not learned from, in the code they are; biases learn at the weights' rate, there at twice that; colours
+change every time, there each way every other time, and contrast is about the picture's mean; crops are cut from what
+was brought to 300 x 300, there from the original.
 
   python launch.py --config=configs/ssd300_voc.py --config.data.data_dir=DIR
 """
