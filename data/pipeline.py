@@ -105,6 +105,8 @@ def image_shape(config, source: sources.Source) -> tuple[int, int, int]:
     raise UserError(f"config field 'data.channels' must be 1 (grey), 3 (colour) or None, not {config.channels}")
   if config.image_size and min(config.image_size) < 1:
     raise UserError(f"config field 'data.image_size' must be positive, not {config.image_size}")
+  if config.fit == "contain":
+    raise UserError("config field 'data.fit' can be 'contain' for images with boxes alone; type 'stretch' or 'cover'")
   shape = source.shape
   if shape is None:
     if config.image_size is None:

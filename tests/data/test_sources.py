@@ -194,6 +194,7 @@ def test_builder_that_needs_tensorflow(prepared):
   "field, value, words",
   [
     ("channels", 2, "'data.channels' must be 1 (grey), 3 (colour) or None, not 2"),
+    ("fit", "contain", "'data.fit' can be 'contain' for images with boxes alone"),
     ("image_size", (0, 8), "'data.image_size' must be positive, not (0, 8)"),
     ("mean", (0.5, 0.5, 0.5), "'data.mean' has 3 entries, but the images have 1 channels"),
     ("std", (0.5, 0.5), "'data.std' has 2 entries, but the images have 1 channels"),
