@@ -25,5 +25,5 @@ def get_config() -> Config:
       scenes=Scenes(objects=12, masks=True),
     ),
     optim=Optim("adamw", lr=1e-3, weight_decay=1e-4, schedule="cosine", warmup_steps=50, clip_norm=10.0),
-    train=Train(steps=800, eval_every=100),
+    train=Train(steps=500, eval_every=100),
   )  # fmt: skip
