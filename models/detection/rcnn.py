@@ -19,6 +19,7 @@ from flaxonomy.models.detection.fast_rcnn import SMALL, by_class
 from flaxonomy.models.vision.alexnet import AlexNet, AlexNetOriginal
 
 BODIES = {"alexnet_original": AlexNetOriginal, "alexnet": AlexNet}
+COST = 1e-3  # of a violation, in the released code, for some thousand objects
 SIDE, CONTEXT = 227, 16  # pixels of the crop, and of these what surrounds the box on each side: appendix A
 
 
@@ -34,7 +35,7 @@ class RCNN(nn.Module):
     dropout: rate at fc6 and fc7.
     regions: of an image, that are learned from; the paper's 128 of a batch come from two images with 64.
     chunk: crops that the net sees at once when it detects.
-    cost: of a violation while the SVMs are learned; .001 in the released code, for some thousand objects.
+    cost: of a violation while the SVMs are learned.
     dtype: compute type; parameters, logits, scores and boxes are float32.
   """
 
@@ -46,7 +47,7 @@ class RCNN(nn.Module):
   dropout: float = 0.5
   regions: int = 64
   chunk: int = 64
-  cost: float = 1e-3
+  cost: float = COST
   dtype: jnp.dtype = jnp.float32
 
   @nn.compact

@@ -230,6 +230,7 @@ def test_rcnn_from_scratch_to_its_svms(monkeypatch, tmp_path):
   """Fine-tuning lowers the loss; then SVMs and regressions are learned, and find red and green squares."""
   monkeypatch.setenv("FLAXONOMY_CACHE", str(tmp_path))
   fields = {"side": 67, "shrink": 8, "hidden_size": 32, "body": "alexnet", "dropout": 0.0, "regions": 8, "chunk": 23}
+  fields |= {"cost": 0.1}  # four images are not five thousand
   config = Config("detection", Model("rcnn_alexnet", fields), Data("none", mean=(0.3,), std=(0.3,)))
   detector, optimizer, raw = detection.build(config, (64, 64, 3), 2), optax.adam(3e-3), scenes()
   batch = raw | {"image": augment.normalise(raw["image"], (0.3,), (0.3,))}
@@ -252,8 +253,7 @@ def test_rcnn_from_scratch_to_its_svms(monkeypatch, tmp_path):
     values.append(float(value))
   assert np.mean(values[-5:]) < 0.3 * values[0]
 
-  monkeypatch.setattr(training, "RIDGE", 1.0)  # four images are not five thousand
-  monkeypatch.setattr(training, "C", 0.1)
+  monkeypatch.setattr(training, "RIDGE", 1.0)  # likewise
   parts = [{name: x[at] for name, x in raw.items()} for at in (slice(0, 2), slice(2, 4))]
   done = detector.finish(variables, iter(parts), 0)
   assert jax.tree.map(jnp.shape, done) == jax.tree.map(jnp.shape, variables)

@@ -21,12 +21,12 @@ from flaxonomy.data.datasets import cache_folder
 from flaxonomy.errors import DataError
 from flaxonomy.models.detection import boxes
 from flaxonomy.models.detection.fast_rcnn import SMALL
-from flaxonomy.models.detection.rcnn import over_chunks, warp
+from flaxonomy.models.detection.rcnn import COST, over_chunks, warp
 from flaxonomy.train import losses, tasks
 from flaxonomy.train.detection import Detector, fast_rcnn
 
 NORM = 20.0  # to which features are scaled, in the mean: "balances" C and lambda across nets
-C, POSITIVE, INTERCEPT = 1e-3, 2.0, 10.0  # the SVMs' cost of a violation, how many times that of objects, bias's input
+POSITIVE, INTERCEPT = 2.0, 10.0  # of the SVMs: how many times the cost of a violation that of objects is, bias's input
 NEGATIVE = 0.3  # IoU below which a proposal is a negative of a class; the rest are ignored, truth is positive
 HARD, EASY = -1.0001, -1.2  # scores above which a negative is added, and below which it is left out again
 FIRST, AGAIN, BLOCK = 2_000, 2_000, 2_000  # proposals to start with; new negatives before the next fit; read at once
@@ -167,7 +167,7 @@ def _mapped(path, width):
   return np.memmap(path, np.float16, "r").reshape(-1, width)
 
 
-def learned(found: Features, seed: int, cost: float = C) -> dict:
+def learned(found: Features, seed: int, cost: float = COST) -> dict:
   """The collections "svm" and "regression" of `rcnn.RCNN`, for features as the net gives them; cost as for `svms`."""
   classes = found.overlaps.shape[1]
   weights, bias = svms(found.fc7, found.overlaps, found.truth, found.scales[0], seed, cost)
@@ -181,7 +181,7 @@ def learned(found: Features, seed: int, cost: float = C) -> dict:
 
 
 def svms(
-  features: np.ndarray, overlaps: np.ndarray, truth: np.ndarray, scale: float, seed: int, cost: float = C
+  features: np.ndarray, overlaps: np.ndarray, truth: np.ndarray, scale: float, seed: int, cost: float = COST
 ) -> tuple[np.ndarray, np.ndarray]:
   """A linear SVM for each class against the rest, with hard negatives mined in one pass (appendix B).
 
@@ -228,7 +228,7 @@ def svms(
   return weights * np.float32(scale), bias
 
 
-def svm(x: np.ndarray, positive: np.ndarray, seed: int, cost: float = C) -> tuple[np.ndarray, float]:
+def svm(x: np.ndarray, positive: np.ndarray, seed: int, cost: float = COST) -> tuple[np.ndarray, float]:
   """One SVM, by default with the released code's cost: x [n, F] and bool [n] to (weights [F], bias)."""
   from sklearn.svm import LinearSVC
 
