@@ -351,8 +351,6 @@ _AT_LEAST = {
   "data.scenes.objects": 1, "data.scenes.short_side": 1, "data.scenes.proposals": 0, "detect.most": 1,
   "data.augment.zoom_out": 0,
 }  # fmt: skip
-
-
 _ONE_OF = {
   "train.dtype": ("float32", "bfloat16"), "train.on_nan": ("stop", "skip", "rollback"),
   "data.on_error": ("raise", "skip"), "data.fit": ("stretch", "cover", "contain"), "data.eval_crops": (1, 10),

@@ -6,8 +6,9 @@ import json
 import pytest
 import small_scenes
 
+from flaxonomy.data.pipeline import Info
 from flaxonomy.errors import UserError
-from flaxonomy.train import export, inference, loop
+from flaxonomy.train import export, inference, loop, tasks
 
 
 @pytest.fixture(scope="module")
@@ -74,6 +75,13 @@ def test_what_is_exported_finds_the_same(learned):
   workdir, _ = learned("ssd")
   folder = export.export(workdir)  # which compares it with the model
   assert {"model.jaxexport", "params.safetensors", "public.safetensors"} <= {path.name for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize("net", ["rcnn", "ssd"])
+def test_what_is_given_boxes_is_not_exported(root, net):
+  info = Info("scenes", ("one", "two"), (128, 128, 3), 8)
+  task = tasks.build(small_scenes.config(root, net, data__image_size=(128, 128)), info, 1)
+  assert (task.serve is None) == (net == "rcnn")
 
 
 def test_preview_shows_boxes(root, tmp_path):

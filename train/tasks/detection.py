@@ -49,6 +49,7 @@ def build(config, info, devices: int) -> Task:
     whole = jnp.broadcast_to(jnp.array([shape[:2]], jnp.int32), (x.shape[0], 2))
     return detect(variables, {"image": x, "size": whole, "scale": jnp.ones_like(whole, jnp.float32)})
 
+  example = lambda rng, b: jax.random.randint(rng, (b, *shape), 0, 256).astype(jnp.uint8)
   change = scene_augment.build(config.data, DATA)
   shown = functools.partial(_shown, config.detect)
   measures = (*MEASURES, *(f"mask_{name}" for name in MEASURES if detector.masks), "VOC07", "VOC10")
@@ -63,7 +64,9 @@ def build(config, info, devices: int) -> Task:
     pictures=lambda batch, outputs, sums: pictures(info.class_names, shown, batch, outputs),
     augment=change,
     specs=learner.specs,
-    serve=Serve(serve, shape, jnp.uint8, lambda rng, b: jax.random.randint(rng, (b, *shape), 0, 256).astype(jnp.uint8)),
+    serve=None
+    if detector.proposals
+    else Serve(serve, shape, jnp.uint8, example),  # what is served is given images alone
     table=functools.partial(table, shown),
     given=lambda inputs: given(config.data, shape, info.class_names, inputs),
     tiles=functools.partial(tiles, config.data, info.class_names),
