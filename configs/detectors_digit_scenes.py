@@ -26,13 +26,15 @@ PYRAMID = {
   "sampled_regions": 48, "frozen": False,
 }  # fmt: skip
 ANCHORS = (((8, 14), (9, 17), (11, 17)), ((13, 21), (14, 25), (17, 28)), ((22, 34), (26, 42), (30, 46)))  # by k-means
+WIDE = tuple(tuple((2 * w, 2 * h) for w, h in level) for level in ANCHORS)
 CELLS = ((9 / 32, 14 / 32), (11 / 32, 18 / 32), (14 / 32, 23 / 32), (17 / 32, 28 / 32), (26 / 32, 42 / 32))  # likewise
+FROM_DARKNET = {"model.init_from": "runs/darknet_digit_scenes_darknet53", "data.image_size": (256, 256)}
 SEARCHED = {"data.scenes.proposals": 100, "data.augment.scale": None}
 NETS = {  # by variant: (model, its fields, steps, what else differs)
   "ssd": ("ssd300_vgg16", {"sources": 4, "scales": (12, 22, 36, 55, 80), "shrink": 4}, 5_000, {}),
   "yolo_v1": ("yolo_v1", {"cell": 16, "hidden_size": 256, "shrink": 8, "batch_norm": True}, 4_000, {}),
   "yolo_v2": ("yolo_v2", {"anchors": CELLS, "shrink": 4}, 3_000, {}),
-  "yolo_v3": ("yolo_v3", {"anchors": ANCHORS, "shrink": 4}, 3_000, {}),
+  "yolo_v3": ("yolo_v3", {"anchors": WIDE, "shrink": 4, "momentum": 0.97, "prior": 0.002}, 2_000, FROM_DARKNET),
   "rcnn": (
     "rcnn_alexnet", {"body": "alexnet", "side": 67, "shrink": 4, "hidden_size": 256, "regions": 16, "cost": 0.1}, 2_000,
     SEARCHED | {"detect.draw_score": 0.5},

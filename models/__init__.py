@@ -38,6 +38,8 @@ MODELS = {
   "resnet44": "vision.resnet:ResNet44",
   "resnet56": "vision.resnet:ResNet56",
   "resnet110": "vision.resnet:ResNet110",
+  "darknet19": "vision.darknet:Darknet19",
+  "darknet53": "vision.darknet:Darknet53",
   "fasterrcnn_resnet50_fpn": "detection.faster_rcnn:FasterRCNN",
   "fasterrcnn_vgg16": "detection.faster_rcnn:FasterRCNNVGG16",
   "maskrcnn_resnet50_fpn": "detection.mask_rcnn:MaskRCNN",

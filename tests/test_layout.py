@@ -148,7 +148,7 @@ CONFIGS = sorted(
 )
 SHAPES = {  # of the datasets that configs name
   "digits": (8, 8, 1), "mnist": (28, 28, 1), "fashion_mnist": (28, 28, 1), "cifar10": (32, 32, 3), "xo": (9, 9, 1),
-  "imagenet2012": (500, 400, 3), "digit_scenes": (128, 128, 3),
+  "imagenet2012": (500, 400, 3), "digit_scenes": (128, 128, 3), "digit_scenes_cropped": (32, 32, 3),
 }  # fmt: skip
 SCENES = {  # datasets of annotated images: classes, and whether objects have masks
   "digit_scenes": (10, True), "penn_fudan": (1, True), "voc/2007": (20, False), "voc_xml": (20, True),

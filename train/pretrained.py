@@ -27,9 +27,11 @@ BODIES = {  # by the class of a detector: classifiers that it may start from, an
   "FasterRCNNVGG16": (("vgg16",), r"(?:backbone|box_head)/((?:conv|fc).*)"),
   "FasterRCNN": (("resnet50",), r"backbone/(.*)"),
   "MaskRCNN": (("resnet50",), r"backbone/(.*)"),
+  "YOLOv2": (("darknet19",), r"(conv(?:\d|1[0-8])/.*)"),
+  "YOLOv3": (("darknet53",), r"(conv(?:\d|[1-4]\d|5[0-2])/.*)"),
   "RCNN": (("alexnet", "alexnet_original"), r"net/((?:conv|fc[67]).*)"),
 }
-_LAST = re.compile(r"(fc[678]|head)/")  # dense layers of a classifier, which a detector may lack
+_LAST = re.compile(r"(fc[678]|head|conv19|conv53)/")  # a classifier's layers behind its maps
 _STAGE = re.compile(r"(conv|stage)\d+_")
 _AUXILIARY = re.compile(r"params/aux|batch_stats/aux|(params|batch_stats)/AuxLogits")
 SHOWN = 5  # names in an error
@@ -236,10 +238,11 @@ def _file(path, model) -> dict:
   arrays = weights.read(path)
   if any("/" in name for name in arrays):
     return arrays
-  if known := _body(model.name):
-    names = [name for name in known[0] if interop.has_stem(name, arrays)]
+  classifiers, _ = _body(model.name) or ((), "")
+  if public := [name for name in classifiers if interop.has_namesake(name)]:
+    names = [name for name in public if interop.has_stem(name, arrays)]
     if names or not interop.has_namesake(model.name):
-      return weights.flatten(interop.of_any_size([*names, *known[0]][0], arrays))
+      return weights.flatten(interop.of_any_size([*names, *public][0], arrays))
   fields = {key: value for key, value in model.fields.items() if key != "aux_logits"}
   return weights.flatten(interop.from_torch(model.name, arrays, **fields))
 

@@ -8,6 +8,7 @@ from flaxonomy.errors import UserError
 BUILDERS = {
   "digits": "flaxonomy.data.datasets.digits:Digits",
   "digit_scenes": "flaxonomy.data.datasets.digit_scenes:DigitScenes",
+  "digit_scenes_cropped": "flaxonomy.data.datasets.digit_scenes_cropped:DigitScenesCropped",
   "xo": "flaxonomy.data.datasets.xo:Xo",
   "python_source": "flaxonomy.data.datasets.python_source:PythonSource",
   "mackey_glass": "flaxonomy.data.datasets.mackey_glass:MackeyGlass",

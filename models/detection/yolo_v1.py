@@ -19,9 +19,10 @@ from flax import linen as nn
 
 from flaxonomy.errors import UserError
 from flaxonomy.models import pooling
-from flaxonomy.models.detection import darknet
+from flaxonomy.models.detection import cells
 from flaxonomy.models.detection.boxes import Detections
 from flaxonomy.models.stages import keep
+from flaxonomy.models.vision import darknet
 
 DENSE = nn.initializers.variance_scaling(2 / 3, "fan_in", "uniform")  # U(+-sqrt(2 / fan_in)), as darknet's
 POOL = (0, 0)
@@ -118,7 +119,7 @@ class YOLOv1(nn.Module):
     pixels = jnp.asarray([size[1], size[0]] * 2, jnp.float32)
     flat = lambda x, last: x.reshape(x.shape[0], -1, last)
     found, scores = flat(found * pixels[(None,) * 4], 4), flat(scores, self.num_classes)
-    return darknet.report(found, scores, size, score, candidates, threshold, most)
+    return cells.report(found, scores, size, score, candidates, threshold, most)
 
   @nn.nowrap
   def _by_cell(self, x, shape):

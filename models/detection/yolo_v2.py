@@ -14,9 +14,10 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from flaxonomy.models.detection import anchors, darknet
+from flaxonomy.models.detection import anchors, cells
 from flaxonomy.models.detection.boxes import Detections
 from flaxonomy.models.stages import keep
+from flaxonomy.models.vision import darknet
 
 STRIDE = 32  # pixels of a cell
 
@@ -28,6 +29,7 @@ class YOLOv2(nn.Module):
     num_classes: without a background.
     anchors: (width, height) in cells; None: VOC's, anchors.YOLO_V2_VOC.
     adjacent: the passthrough stacks the four pixels of a block, rather than as darknet does.
+    prior: as in `cells.head`.
     shrink: divides all channels.
     momentum: as in `darknet.Unit`.
     axis_name: as in `BatchNorm`.
@@ -37,6 +39,7 @@ class YOLOv2(nn.Module):
   num_classes: int = 20
   anchors: tuple[tuple[float, float], ...] | None = None
   adjacent: bool = False
+  prior: float = 0.5
   shrink: int = 1
   momentum: float = darknet.MOMENTUM
   axis_name: str | None = None
@@ -62,15 +65,15 @@ class YOLOv2(nn.Module):
     x = unit(unit(x, 19, 1024, 3), 20, 1024, 3)
     fine = (stack if self.adjacent else reorganise)(unit(fine, 21, 64, 1))
     x = keep(self, stages, "conv22", unit(jnp.concatenate([fine, x], -1), 22, 1024, 3))
-    x = darknet.Unit(count * (5 + self.num_classes), 1, linear=True, name="conv23")(x.astype(jnp.float32), train=train)
+    x = cells.head(count, self.num_classes, self.prior, "conv23")(x.astype(jnp.float32), train=train)
     keep(self, stages, "logits", x.reshape(x.shape[0], -1, 5 + self.num_classes))
     return stages
 
   @nn.nowrap
-  def priors(self, size: tuple[int, int]) -> darknet.Priors:
+  def priors(self, size: tuple[int, int]) -> cells.Priors:
     """The anchors at every place of images (height, width)."""
     sides = tuple((w * STRIDE, h * STRIDE) for w, h in self._anchors())
-    return darknet.priors((sides,), (STRIDE,), size)
+    return cells.priors((sides,), (STRIDE,), size)
 
   @nn.nowrap
   def detect(
@@ -92,8 +95,8 @@ class YOLOv2(nn.Module):
     """
     logits = stages["logits"]
     scores = nn.sigmoid(logits[..., 4:5]) * nn.softmax(logits[..., 5:])
-    found = darknet.decode(logits, self.priors(size))
-    return darknet.report(found, scores, size, score, candidates, threshold, most)
+    found = cells.decode(logits, self.priors(size))
+    return cells.report(found, scores, size, score, candidates, threshold, most)
 
   @nn.nowrap
   def _anchors(self):

@@ -12,9 +12,10 @@ from flax import linen as nn
 
 from flaxonomy.errors import UserError
 from flaxonomy.models import resize
-from flaxonomy.models.detection import anchors, darknet
+from flaxonomy.models.detection import anchors, cells
 from flaxonomy.models.detection.boxes import Detections
 from flaxonomy.models.stages import keep
+from flaxonomy.models.vision import darknet
 
 STRIDES = (8, 16, 32)
 
@@ -28,6 +29,7 @@ class YOLOv3(nn.Module):
       anchors.YOLO_V3.
     ignore: in training: predictions that overlap an object by more count as no background; .5 in the paper and
       yolov3-voc.cfg, .7 in yolov3.cfg.
+    prior: as in `cells.head`.
     shrink: divides all channels.
     momentum: as in `darknet.Unit`.
     axis_name: as in `BatchNorm`.
@@ -37,6 +39,7 @@ class YOLOv3(nn.Module):
   num_classes: int = 80
   anchors: tuple[tuple[tuple[float, float], ...], ...] | None = None
   ignore: float = 0.5
+  prior: float = 0.5
   shrink: int = 1
   momentum: float = darknet.MOMENTUM
   axis_name: str | None = None
@@ -66,16 +69,16 @@ class YOLOv3(nn.Module):
       for i in range(6):
         x = unit(x, number + i, features // (2 - i % 2), 1 + 2 * (i % 2))
         up = x if i == 4 else up
-      head = darknet.Unit(len(level) * (5 + self.num_classes), 1, linear=True, name=f"conv{number + 6}")
+      head = cells.head(len(level), self.num_classes, self.prior, f"conv{number + 6}")
       out.append(head(x.astype(jnp.float32), train=train).reshape(x.shape[0], -1, 5 + self.num_classes))
       number += 7
     keep(self, stages, "logits", jnp.concatenate(out[::-1], 1))
     return stages
 
   @nn.nowrap
-  def priors(self, size: tuple[int, int]) -> darknet.Priors:
+  def priors(self, size: tuple[int, int]) -> cells.Priors:
     """The anchors at every place of images (height, width)."""
-    return darknet.priors(self._anchors(), STRIDES, size)
+    return cells.priors(self._anchors(), STRIDES, size)
 
   @nn.nowrap
   def detect(
@@ -97,8 +100,8 @@ class YOLOv3(nn.Module):
     """
     logits = stages["logits"]
     scores = nn.sigmoid(logits[..., 4:5]) * nn.sigmoid(logits[..., 5:])
-    found = darknet.decode(logits, self.priors(size))
-    return darknet.report(found, scores, size, score, candidates, threshold, most)
+    found = cells.decode(logits, self.priors(size))
+    return cells.report(found, scores, size, score, candidates, threshold, most)
 
   @nn.nowrap
   def _anchors(self):

@@ -12,8 +12,8 @@ from flaxonomy import models
 from flaxonomy.configs.base import Config, Model
 from flaxonomy.data.pipeline import Info
 from flaxonomy.errors import UserError
-from flaxonomy.models.detection import darknet
 from flaxonomy.models.interop import darknet as files
+from flaxonomy.models.vision import darknet
 from flaxonomy.train import pretrained, weights
 
 RNG = np.random.default_rng(0)
@@ -80,6 +80,20 @@ def test_a_file_runs_as_darknet_runs_it(tmp_path):
   np.testing.assert_allclose(ours, y, rtol=1e-4, atol=1e-4)
 
 
+def test_the_classifier_is_averaged_over_all_places():
+  """As darknet19.cfg has it: the convolution to the classes looks at each place, and their average counts."""
+  model, x = models.create("darknet19", num_classes=3, shrink=32), drawn(2, 64, 96, 3)
+  shapes = jax.eval_shape(lambda: model.init(jax.random.PRNGKey(0), x, train=False))
+  variables = jax.tree.map(lambda leaf: drawn(*leaf.shape) - 0.9, shapes)
+  variables["batch_stats"] = jax.tree.map(np.abs, variables["batch_stats"])
+  found = jax.jit(lambda: model.apply(variables, x, train=False))()
+  last = variables["params"]["conv19"]["conv"]
+  maps = np.asarray(found["stage5"], np.float64)
+  assert maps.shape[1:3] == (2, 3)
+  places = np.einsum("bhwc,co->bhwo", maps, last["kernel"][0, 0]) + last["bias"][None, None, None]
+  np.testing.assert_allclose(found["logits"], places.mean((1, 2)), rtol=1e-4, atol=1e-5 * np.abs(places).max())
+
+
 def test_running_statistics_are_darknets():
   """.99 of the old ones, and the unbiased variance of the batch."""
   unit, x = darknet.Unit(2, 1), RNG.normal(size=(2, 3, 3, 1)).astype(np.float32)
@@ -97,7 +111,7 @@ def test_running_statistics_are_darknets():
 
 @pytest.mark.parametrize("name, side, fields", [
   ("yolo_v1", 128, {"shrink": 32}), ("yolo_v1", 128, {"shrink": 32, "batch_norm": True}),
-  ("yolo_v2", 64, {"shrink": 16}), ("yolo_v3", 64, {"shrink": 32}),
+  ("yolo_v2", 64, {"shrink": 16}), ("yolo_v3", 64, {"shrink": 32}), ("darknet19", 64, {"shrink": 32}),
 ])  # fmt: skip
 def test_bytes_survive(name, side, fields, tmp_path):
   sizes = sizes_of(models.create(name, num_classes=3, **fields), side)

@@ -14,6 +14,7 @@ import pytest
 from flax import linen as nn
 
 from flaxonomy import models
+from flaxonomy.errors import UserError
 from flaxonomy.models.vision import googlenet, inception, resnet, vgg
 
 RNG = jax.random.PRNGKey(0)
@@ -28,6 +29,7 @@ COUNTS = {  # at 1000 classes where the paper's are ImageNet's, else 10
   "googlenet": 13_004_888, "googlenet_original": 13_378_280, "inception_v3": 27_161_264,
   "resnet18": 11_689_512, "resnet34": 21_797_672, "resnet50": 25_557_032, "resnet101": 44_549_160,
   "resnet152": 60_192_808,
+  "darknet19": 20_842_376, "darknet53": 41_609_928,
   "resnet20": 269_722, "resnet32": 464_154, "resnet44": 658_586, "resnet56": 853_018, "resnet110": 1_727_962,
 }  # fmt: skip
 FIELDS = [  # what fields make of them
@@ -89,7 +91,7 @@ def test_parameters_are_the_papers(name):
   variables = variables_of(name)[1]
   assert count(variables["params"]) == COUNTS[name]
   paths = ["/".join(key.key for key in path) for path, _ in jax.tree_util.tree_leaves_with_path(variables["params"])]
-  if depth := re.fullmatch(r"(?:vgg|resnet)(\d+)(?:_bn)?", name):
+  if depth := re.fullmatch(r"(?:vgg|resnet|darknet)(\d+)(?:_bn)?", name):
     assert sum(path.endswith("kernel") and "shortcut" not in path for path in paths) == int(depth[1])
   assert len(jax.tree.leaves(variables.get("batch_stats", {}))) == 2 * sum(path.endswith("scale") for path in paths)
   assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype(jnp.float32)}
@@ -162,6 +164,15 @@ def test_maps_of_resnet(name, factor):
   assert stages_of("resnet18", small_images=True)["stem"] == (224, 224, 64)
 
 
+def test_maps_of_darknet():
+  """Tables 6 of Darknet-19 and 1 of Darknet-53; that one's images are 256 x 256."""
+  coarse = {"stage4": (14, 14, 512), "stage5": (7, 7, 1024), "pooled": (1024,), "logits": (1000,)}
+  assert stages_of("darknet19") == coarse
+  assert stages_of("darknet53") == {"stage3": (28, 28, 256)} | coarse
+  with pytest.raises(UserError, match="Darknet sees images whose sides are multiples of 32 pixels, not 40 x 64"):
+    jax.eval_shape(lambda: models.create("darknet19").init(RNG, jnp.zeros((1, 40, 64, 3)), train=False))
+
+
 def test_maps_of_cifar_resnet():
   assert stages_of("resnet20") == {
     "stem": (32, 32, 16), "stage1": (32, 32, 16), "stage2": (16, 16, 32), "stage3": (8, 8, 64), "pooled": (64,),
@@ -191,6 +202,7 @@ SMALL = {  # of each class of models: a module, the side of its images, and whet
   "inception_v3": (inception.InceptionV3(num_classes=5, shrink=32), 75, True, True),
   "resnet": (resnet.ResNet((1, 1, 1, 1), True, 5, 4), 32, False, True),
   "cifar_resnet": (resnet.CifarResNet(1, 5, 4), 16, False, True),
+  "darknet19": (models.create("darknet19", num_classes=5, shrink=32), 32, False, True),
   "deep_convnet": (models.create("deep_convnet", num_classes=5, features=(4, 4, 4), hidden_size=8), 16, True, False),
   "simple_convnet": (models.create("simple_convnet", num_classes=5, features=4, hidden_size=8), 12, False, False),
   "xo_net": (models.create("xo_net", num_classes=5), 9, False, False),

@@ -9,7 +9,7 @@ from flax import linen as nn
 
 from flaxonomy import models
 from flaxonomy.errors import UserError
-from flaxonomy.models.detection import anchors, darknet, yolo_v1, yolo_v2, yolo_v3
+from flaxonomy.models.detection import anchors, cells, yolo_v1, yolo_v2, yolo_v3
 
 KEY = jax.random.PRNGKey(0)
 
@@ -63,7 +63,7 @@ def test_small_ones():
 def test_boxes_are_darknets():
   """Its get_yolo_box, loop by loop, of maps that are not square."""
   size, strides, sides = (64, 96), (16, 32), (((10, 13), (33, 23)), ((90, 40), (20, 60), (5, 5)))
-  priors = darknet.priors(sides, strides, size)
+  priors = cells.priors(sides, strides, size)
   logits = np.float32(np.random.default_rng(0).normal(size=(2, len(priors.strides), 7)))
   wanted, n = [], 0
   for stride, level in zip(strides, sides):
@@ -75,16 +75,28 @@ def test_boxes_are_darknets():
       wanted.append(np.stack([x - w / 2, y - h / 2, x + w / 2, y + h / 2], -1))
       n += 1
   assert n == logits.shape[1]
-  found = jax.jit(lambda x: darknet.decode(x, priors))(logits)
+  found = jax.jit(lambda x: cells.decode(x, priors))(logits)
   np.testing.assert_allclose(found, np.stack(wanted, 1), rtol=1e-4, atol=1e-3)
+
+
+def test_objectness_starts_around_the_prior():
+  """Alone; .5 is darknet's start."""
+  x = jnp.ones((1, 2, 2, 8))
+  for prior, expected in ((0.01, np.log(0.01 / 0.99)), (0.5, 0)):
+    head = cells.head(3, 4, prior, "conv1")
+    bias = head.init(jax.random.PRNGKey(0), x, train=False)["params"]["conv"]["bias"].reshape(3, 9)
+    np.testing.assert_allclose(bias[:, 4], expected, rtol=1e-5, atol=0)
+    assert not np.delete(bias, 4, 1).any()
+  with pytest.raises(UserError, match="^field 'prior' of YOLO must be above 0"):
+    cells.head(3, 4, 0.0, "conv1")
 
 
 def test_priors_answer_for_what_lies_in_their_cell():
   """A middle on the image's edge is the last cell's; the later of two objects with one prior counts."""
-  priors = darknet.priors((((10, 10), (30, 30)),), (32,), (64, 96))
+  priors = cells.priors((((10, 10), (30, 30)),), (32,), (64, 96))
   truth = np.float32([[0, 0, 9, 9], [80, 50, 112, 78], [2, 2, 9, 12], [2, 2, 9, 12], [30, 10, 60, 40]])
   valid = np.array([True, True, True, False, True])
-  found = jax.jit(lambda: darknet.match(jnp.asarray(priors.boxes), truth, valid, priors, (64, 96)))()
+  found = jax.jit(lambda: cells.match(jnp.asarray(priors.boxes), truth, valid, priors, (64, 96)))()
   np.testing.assert_array_equal(found.slots, [0, 11, 0, 0, 3])
   np.testing.assert_array_equal(found.counts, [False, True, True, False, True])
   np.testing.assert_array_equal(np.flatnonzero(found.objects), [0, 3, 11])

@@ -10,7 +10,7 @@ import pytest
 
 from flaxonomy.configs.base import Config, Model, Train
 from flaxonomy.errors import UserError
-from flaxonomy.models.detection import anchors, darknet
+from flaxonomy.models.detection import anchors, cells
 from flaxonomy.train import detection
 from flaxonomy.train.detection import yolo_v1, yolo_v2, yolo_v3
 
@@ -113,12 +113,12 @@ def yolo_deltas(logits, image, ignore):
 
 def drawn(sides, strides):
   """(priors, logits [3, N, 5 + C]); half the predictions in an object's cell are right about it, whoever answers."""
-  priors, rng = darknet.priors(sides, strides, SIZE), np.random.default_rng(0)
-  boxes, cells, steps = map(np.asarray, priors)
+  priors, rng = cells.priors(sides, strides, SIZE), np.random.default_rng(0)
+  boxes, corners, steps = map(np.asarray, priors)
   logits = rng.normal(size=(3, len(boxes), 5 + C))
   for image, n, t in np.ndindex(3, len(boxes), 5):
     (x1, y1, x2, y2), side = TRUTH[image, t], boxes[n, 2:] - boxes[n, :2]
-    place = np.array([x1 + x2, y1 + y2]) / 2 / steps[n] - cells[n]
+    place = np.array([x1 + x2, y1 + y2]) / 2 / steps[n] - corners[n]
     if rng.random() < 1 / 2 and (place > 0.05).all() and (place < 0.95).all():
       logits[image, n, :2] = np.log(place / (1 - place))
       logits[image, n, 2:4] = np.log([(x2 - x1) / side[0], (y2 - y1) / side[1]])

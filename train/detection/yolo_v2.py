@@ -9,7 +9,7 @@ Deviation: for the first 12,800 images darknet also pulls every box towards its 
 import jax
 import jax.numpy as jnp
 
-from flaxonomy.models.detection import darknet
+from flaxonomy.models.detection import cells
 from flaxonomy.train import losses, tasks
 from flaxonomy.train.detection import Detector
 
@@ -50,7 +50,7 @@ def of_priors(config, shape: tuple[int, int, int], classes: int, choose) -> Dete
 
 
 def region(
-  logits: jax.Array, priors: darknet.Priors, truth: jax.Array, labels: jax.Array, size: tuple[int, int]
+  logits: jax.Array, priors: cells.Priors, truth: jax.Array, labels: jax.Array, size: tuple[int, int]
 ) -> dict[str, jax.Array]:
   """The sums of the loss. Objectness is to be the IoU of the prediction with its object ("rescore").
 
@@ -66,8 +66,8 @@ def region(
   """
 
   def one(logits, truth, labels):
-    found = darknet.decode(jax.lax.stop_gradient(logits), priors)
-    matched = darknet.match(found, truth, labels > 0, priors, size)
+    found = cells.decode(jax.lax.stop_gradient(logits), priors)
+    matched = cells.match(found, truth, labels > 0, priors, size)
     mine, counts = logits[matched.slots], matched.counts
     raw = jnp.concatenate([jax.nn.sigmoid(mine[:, :2]), mine[:, 2:4]], -1)
     apart = losses.squared_error(raw, matched.targets).sum(-1) * matched.weights

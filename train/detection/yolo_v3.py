@@ -10,7 +10,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from flaxonomy.models.detection import darknet
+from flaxonomy.models.detection import cells
 from flaxonomy.train import losses
 from flaxonomy.train.detection import Detector, yolo_v2
 
@@ -22,7 +22,7 @@ def build(config, shape: tuple[int, int, int], classes: int) -> Detector:
 
 def logistic(
   logits: jax.Array,
-  priors: darknet.Priors,
+  priors: cells.Priors,
   truth: jax.Array,
   labels: jax.Array,
   size: tuple[int, int],
@@ -44,8 +44,8 @@ def logistic(
   entropy = losses.binary_cross_entropy_with_logits
 
   def one(logits, truth, labels):
-    found = darknet.decode(jax.lax.stop_gradient(logits), priors)
-    matched = darknet.match(found, truth, labels > 0, priors, size)
+    found = cells.decode(jax.lax.stop_gradient(logits), priors)
+    matched = cells.match(found, truth, labels > 0, priors, size)
     mine, counts, targets = logits[matched.slots], matched.counts, matched.targets
     places = entropy(mine[:, :2], targets[:, :2]).sum(-1)
     sides = losses.squared_error(mine[:, 2:4], targets[:, 2:]).sum(-1) / 2

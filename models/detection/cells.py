@@ -1,19 +1,15 @@
-"""What YOLO's three versions share, as Redmon's framework darknet has it: convolutions, bodies, boxes of a grid.
+"""What YOLO's three versions share of detecting: cells of a grid, their anchors, and what answers for an object.
 
-  Unit         convolution, batch norm, leaky rectifier
-  darknet19    Redmon and Farhadi 2017, table 6, without its classifier
-  darknet53    Redmon and Farhadi 2018, table 1, likewise
-  Priors       anchors at every place of every map; decode, match and report are versions 2's and 3's
+  head       the last convolution of versions 2 and 3
+  Priors     anchors at every place of every map
+  decode     boxes of versions 2 and 3
+  match      which prior answers for which object, likewise
+  report     suppression within each class
 
-Convolutions are conv1, conv2, ... in the order of the cfg file, by which models/interop/darknet.py reads weights.
-
-Deviations from darknet: batch norm divides by sqrt(var + 1e-5) as its CUDA path does, and normalises by the biased
-variance; its CPU path divides by sqrt(var) + 1e-6, and both take the unbiased one. Log sizes are held at boxes.LIMIT
-when boxes are decoded.
+Deviation from darknet: log sizes are held at boxes.LIMIT when boxes are decoded.
 """
 
-import functools
-from collections.abc import Callable
+import math
 from typing import NamedTuple
 
 import jax
@@ -22,116 +18,32 @@ from flax import linen as nn
 from jax import lax
 
 from flaxonomy.errors import UserError
-from flaxonomy.models import layers, pooling
-from flaxonomy.models.activations import ACTIVATIONS
 from flaxonomy.models.detection import anchors, boxes
-from flaxonomy.models.initializers import INITIALIZERS
-from flaxonomy.models.norm import BatchNorm
+from flaxonomy.models.vision import darknet
 
-HE = INITIALIZERS["he_normal"]  # sqrt(2 / fan_in), as darknet's convolutions start
-LEAKY = ACTIVATIONS["leaky_relu_0.1"]
-MOMENTUM = 0.99  # darknet's, of running statistics; runs of a few hundred steps want less
 LEAST = 0.01  # pixels of width and height that a box must have, to be reported
 
 
-class Unit(nn.Module):
-  """A convolution of odd side that keeps the size or halves it, batch norm, and the leaky rectifier of slope .1.
-
-  Attributes:
-    features: output channels.
-    side: of the kernel; the padding is half of it.
-    strides: step of the window.
-    batch_norm: otherwise the convolution has a bias.
-    linear: no rectifier, no batch norm, and float32: what the last layer is.
-    momentum: of batch norm's running statistics.
-    axis_name: as in `BatchNorm`.
-    dtype: compute type; parameters are float32.
-  """
-
-  features: int
-  side: int
-  strides: int = 1
-  batch_norm: bool = True
-  linear: bool = False
-  momentum: float = MOMENTUM
-  axis_name: str | None = None
-  dtype: jnp.dtype = jnp.float32
-
-  @nn.compact
-  def __call__(self, x, *, train: bool) -> jax.Array:
-    """Args: x: [B, H, W, C]. train: batch norm by the batch. Returns: [B, H / strides, W / strides, features]."""
-    normed, dtype = self.batch_norm and not self.linear, jnp.float32 if self.linear else self.dtype
-    conv = functools.partial(layers.Conv, self.features, (self.side, self.side), kernel_init=HE, name="conv")
-    x = conv(strides=self.strides, padding=self.side // 2, use_bias=not normed, dtype=dtype)(x)
-    if normed:
-      x = BatchNorm(momentum=self.momentum, axis_name=self.axis_name, dtype=dtype, name="norm")(x, train=train)
-    return x if self.linear else LEAKY(x)
-
-
-def units(model: nn.Module, train: bool, batch_norm: bool = True) -> Callable:
-  """What makes numbered units within a model's compact method: (x, number, features, side, strides=1) -> x.
+def head(count: int, classes: int, prior: float, name: str) -> darknet.Unit:
+  """The last convolution of a map: tx, ty, tw, th, objectness and the classes for each anchor.
 
   Args:
-    model: whose fields shrink, momentum, axis_name and dtype they have.
-    train: batch norm by the batch.
-    batch_norm: as in `Unit`.
+    count: anchors of a cell.
+    classes: that there are.
+    prior: probability of an object that the objectness starts around (Lin et al. 2017, "Focal Loss for Dense Object
+      Detection", section 4.1); .5 as in darknet, where a burn-in by SGD brings it down.
+    name: of the module.
+
+  Raises:
+    UserError: a probability of 0.
   """
+  if not prior:
+    raise UserError("field 'prior' of YOLO must be above 0 (config field 'model.fields')")
 
-  def unit(x, number, features, side, strides=1):
-    how = {"momentum": model.momentum, "axis_name": model.axis_name, "dtype": model.dtype, "name": f"conv{number}"}
-    return Unit(features // model.shrink, side, strides, batch_norm, **how)(x, train=train)
+  def bias(rng, shape, dtype=jnp.float32):
+    return jnp.zeros((count, 5 + classes), dtype).at[:, 4].set(math.log(prior / (1 - prior))).reshape(shape)
 
-  return unit
-
-
-def darknet19(unit: Callable, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-  """The 18 convolutions of the body: 3 x 3 ones with 1 x 1 ones between them, a pooling before each widening.
-
-  Args:
-    unit: from `units`.
-    x: [B, H, W, 3], H and W multiples of 32.
-
-  Returns:
-    ([B, H / 16, W / 16, 512], behind conv13, [B, H / 32, W / 32, 1024], behind conv18)
-  """
-  number, maps = 0, []
-  for features, depth in ((32, 1), (64, 1), (128, 3), (256, 3), (512, 5), (1024, 5)):
-    x = pooling.max_pool(x, 2) if number else x
-    for i in range(depth):
-      number += 1
-      x = unit(x, number, features // (1 + i % 2), 3 - 2 * (i % 2))
-    maps.append(x)
-  return maps[-2], maps[-1]
-
-
-def darknet53(unit: Callable, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-  """The 52 convolutions of the body: five halvings by stride, 1, 2, 8, 8 and 4 residual blocks behind them.
-
-  Args:
-    unit: from `units`.
-    x: [B, H, W, 3], H and W multiples of 32.
-
-  Returns:
-    ([B, H / 8, W / 8, 256], [B, H / 16, W / 16, 512], [B, H / 32, W / 32, 1024])
-  """
-  x, number, maps = unit(x, 1, 32, 3), 1, []
-  for i, depth in enumerate((1, 2, 8, 8, 4)):
-    features = 64 << i
-    x, number = unit(x, number + 1, features, 3, 2), number + 1
-    for _ in range(depth):
-      x += unit(unit(x, number + 1, features // 2, 1), number + 2, features, 3)
-      number += 2
-    maps.append(x)
-  return tuple(maps[-3:])
-
-
-def require(size: tuple[int, int], stride: int, name: str) -> None:
-  """Raises UserError unless images (height, width) are so many whole cells."""
-  if size[0] % stride or size[1] % stride or 0 in size:
-    raise UserError(
-      f"{name} sees images whose sides are multiples of {stride} pixels, not {size[0]} x {size[1]} "
-      "(config field 'data.image_size')"
-    )
+  return darknet.Unit(count * (5 + classes), 1, linear=True, bias_init=bias, name=name)
 
 
 class Priors(NamedTuple):
