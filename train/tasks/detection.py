@@ -109,11 +109,16 @@ def _shown(detect, found: dict) -> list[dict]:
     For each image {"boxes": [k, 4], "scores": [k], "labels": [k]}, and perhaps "masks": [k, M, M].
   """
   likely = found["valid"] & (found["scores"] > detect.draw_score)
-  most = found["scores"].shape[1]
-  suppress = functools.partial(geometry.nms_by_class, threshold=detect.draw_threshold, most=most)
-  kept, there = map(np.asarray, jax.vmap(suppress)(found["boxes"], found["scores"], found["labels"], likely))
+  kept, there = _suppress(found["boxes"], found["scores"], found["labels"], likely, detect.draw_threshold)
+  kept, there = np.asarray(kept), np.asarray(there)
   keys = [key for key in ("boxes", "scores", "labels", "masks") if key in found]
   return [{key: found[key][i][kept[i][there[i]]] for key in keys} for i in range(len(kept))]
+
+
+@functools.partial(jax.jit, static_argnums=4)
+def _suppress(boxes, scores, labels, valid, threshold):
+  suppress = functools.partial(geometry.nms_by_class, threshold=threshold, most=scores.shape[1])
+  return jax.vmap(suppress)(boxes, scores, labels, valid)
 
 
 def pasted(found: dict, height: int, width: int) -> dict:
