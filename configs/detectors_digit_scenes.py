@@ -1,7 +1,9 @@
 """Detectors on scenes of handwritten digits, which are drawn on the spot: each a run of minutes on a CPU.
 
-The papers' nets, narrower, for images of 128 pixels with objects of 10 to 48. Figures, times and machine stand in
-README.md; the papers' own settings in ssd300_voc.py, yolo_v1_voc.py, faster_rcnn_coco.py and their like.
+The papers' nets, narrower, for images of 128 pixels with objects of 10 to 48. YOLOv3 starts from a classifier, the run
+of darknet_digit_scenes.py:darknet53, and sees the images twice as large: objects are smaller than most of its cells.
+Figures, times and machine stand in README.md; the papers' own settings in ssd300_voc.py, yolo_v1_voc.py,
+faster_rcnn_coco.py and their like.
 
   python launch.py --config=configs/detectors_digit_scenes.py:faster_rcnn
 """

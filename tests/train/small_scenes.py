@@ -33,6 +33,14 @@ NETS = {  # by name: model, its fields, other changes of the config
   "fast_rcnn": (
     "fast_rcnn_vgg16", {"stages": 3, "shrink": 4, "hidden_size": 512, "dropout": 0.0}, SEARCHED
   ),
+  "faster_rcnn_vgg16": (
+    "fasterrcnn_vgg16",
+    {
+      "depths": (1, 2, 2), "features": (16, 32, 64), "hidden_size": 256, "sizes": (16, 24, 40), "before": (200, 100),
+      "after": (80, 40), "least": 4, "sampled_anchors": 64, "sampled_regions": 32, "dropout": 0.0,
+    },
+    LARGE | {"train.steps": 300},
+  ),
   "faster_rcnn": ("fasterrcnn_resnet50_fpn", PYRAMID, {"train.steps": 300}),
   "mask_rcnn": ("maskrcnn_resnet50_fpn", PYRAMID, {"data.scenes.masks": True, "train.steps": 300}),
 }  # fmt: skip
