@@ -233,8 +233,7 @@ def net(config, case: Case, state, batch: dict):
     stages = model.apply(variables, images, train=False)
     return stages["boxes"], stages["logits"]
   stages = model.apply(variables, images, train=False, method="look")
-  regions = batch["regions"].reshape(-1, *batch["regions"].shape[2:])
-  found = model.apply(variables, regions, method=lambda model, x: model.box_head(x))
+  found = model.apply(variables, batch["regions"], method=lambda model, x: model.box_head(x, train=False))
   return stages["objectness"], stages["deltas"], found["logits"], found["offsets"]
 
 
