@@ -228,6 +228,10 @@ def _read(path, model, wanted, other, mesh) -> Given:
   """What a path holds, by its own names."""
   if path.is_dir():
     return Given(*_run(path, mesh))
+  if not (path.suffix or path.exists()):
+    raise UserError(
+      f"config field 'model.init_from': no run lies at {str(path)!r}; train it first, or name another run or a file"
+    )
   if path.suffix == ".weights":
     return Given(_darknet(path, wanted, other))
   return Given(_file(path, model))

@@ -238,6 +238,7 @@ def bad_sources(path, parent):
   colour = public(path / "colour.safetensors", drawn(channels=3))
   return {
     "no such file": (str(path / "none.safetensors"), r"cannot read weights '.*none.safetensors': .*No such file"),
+    "nothing": (str(path / "none"), r"^config field 'model.init_from': no run lies at '.*none'; train it first"),
     "pickle": (str(path / "w.pt"), "are a pickle: loading one can run any code"),
     "cut off": (str(path / "cut.safetensors"), "cannot read weights"),
     "no run": (str(path / "empty"), r"holds no run \(no config.json\)"),
@@ -255,7 +256,7 @@ def bad_sources(path, parent):
 @pytest.mark.parametrize(
   "which",
   [
-    "no such file", "pickle", "cut off", "no run", "no checkpoint", "architecture", "widths", "channels",
+    "no such file", "nothing", "pickle", "cut off", "no run", "no checkpoint", "architecture", "widths", "channels",
     "our own names",
   ],
 )  # fmt: skip
