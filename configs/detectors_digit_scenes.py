@@ -42,6 +42,14 @@ NETS = {  # by variant: (model, its fields, steps, what else differs)
     SEARCHED | {"detect.draw_score": 0.5},
   ),
   "fast_rcnn": ("fast_rcnn_vgg16", {"stages": 3, "shrink": 4, "hidden_size": 256}, 2_000, SEARCHED),
+  "faster_rcnn_vgg16": (
+    "fasterrcnn_vgg16",
+    {
+      "depths": (2, 2, 3), "features": (16, 32, 64), "hidden_size": 256, "sizes": (16, 24, 40), "least": 4,
+      "before": (400, 200), "after": (100, 50), "sampled_anchors": 128, "sampled_regions": 48,
+    },
+    2_000, {},
+  ),
   "faster_rcnn": ("fasterrcnn_resnet50_fpn", PYRAMID, 2_000, {}),
   "mask_rcnn": ("maskrcnn_resnet50_fpn", PYRAMID, 2_000, {"data.scenes.masks": True}),
 }  # fmt: skip

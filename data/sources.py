@@ -93,15 +93,15 @@ def open_builder(config, folders: tuple[str, ...] = ("folder",)):
 
 
 def _own(config, tfds):
-  """One of our own builders, prepared on first use; "NAME/VARIANT" is one of those that it lists."""
+  """One of our own builders, prepared on first use; "NAME/VARIANT" is one that it lists or makes."""
   name, _, asked = config.name.partition("/")
   module, symbol = BUILDERS[name].split(":")
   kind, folder, variant = getattr(importlib.import_module(module), symbol), config.data_dir, {}
   if config.name != name:
-    if asked not in kind.builder_configs:
+    variant = {"config": getattr(kind, "asked", kind.builder_configs.get)(asked)}
+    if variant["config"] is None:
       known = [name, *(f"{name}/{other}" for other in kind.builder_configs)]
       raise unknown("dataset", config.name, known, "(config field 'data.name')")
-    variant = {"config": asked}
   elif name in OF_FILES:
     folder, variant = None, {"config": kind.variant(config)}
   where = "config field 'data.data_dir'" if folder else "environment variable FLAXONOMY_CACHE"

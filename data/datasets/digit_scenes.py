@@ -5,12 +5,14 @@ scenes hold those of the training split of `digits` alone, test scenes those of 
 hide another in part, but not one whose ink it does not stand out from. A pixel belongs to the last digit drawn that
 covers more than half of it. Boxes are tight around the visible pixels, as COCO's are.
 
-Sizes follow the canvas: "digit_scenes" is of 128 pixels, "digit_scenes/64" and "digit_scenes/256" of theirs. Everything
-about a scene follows from a stream of raw bits of its own, which NumPy promises for ever, by arithmetic alone, so that
-every machine draws the same scenes.
+Sizes follow the canvas: "digit_scenes" is of 128 pixels, "digit_scenes/64" and "digit_scenes/256" of theirs, and so is
+any number from 64 to 1,024; "digit_scenes/64_7" has the scenes of seed 7, not 0. Everything about a scene follows from
+a stream of raw bits of its own, which NumPy promises for ever, by arithmetic alone, so that every machine draws the
+same scenes.
 """
 
 import itertools
+import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -19,7 +21,8 @@ import tensorflow_datasets as tfds
 
 from flaxonomy.data.datasets import digits, pictures
 
-SIDES = (128, 64, 256)  # of canvases; the first is the default
+SIDES = (128, 64, 256)  # of canvases that are listed; the first is the default
+LIMITS = (64, 1024)  # of those that one may ask for; below, small digits would be no smaller than others
 COUNTS = {"train": 4_000, "test": 500}
 MOST_OBJECTS, MOST_WORDS = 8, 16  # of a scene, of its caption
 VISIBLE = 0.7  # the least share of a digit's own pixels
@@ -101,8 +104,16 @@ class DigitScenes(tfds.core.GeneratorBasedBuilder):
   RELEASE_NOTES = {"1.0.0": "First release."}
   BUILDER_CONFIGS = [tfds.core.BuilderConfig(name=str(side), description=f"{side} x {side}") for side in SIDES]
 
+  @classmethod
+  def asked(cls, name: str) -> tfds.core.BuilderConfig | None:
+    """The variant "SIDE" or "SIDE_SEED"; None: there is none of this name."""
+    known = re.fullmatch(r"([1-9]\d{1,3})(?:_(0|[1-9]\d{0,8}))?", name)
+    if name in cls.builder_configs or known is None or not LIMITS[0] <= int(known[1]) <= LIMITS[1]:
+      return cls.builder_configs.get(name)
+    return tfds.core.BuilderConfig(name=name, description=f"{known[1]} x {known[1]}, seed {known[2] or 0}")
+
   def _info(self) -> tfds.core.DatasetInfo:
-    side = int(self.builder_config.name)
+    side = int(self.builder_config.name.partition("_")[0])
     picture = lambda channels: tfds.features.Image(shape=(side, side, channels), encoding_format="png")
     label, text = tfds.features.ClassLabel(names=list(NAMES)), tfds.features.Text()
     objects = {"bbox": tfds.features.BBoxFeature(), "label": label, "area": np.int64, "is_crowd": np.bool_}
@@ -116,8 +127,9 @@ class DigitScenes(tfds.core.GeneratorBasedBuilder):
     return {split: self._generate_examples(split, count) for split, count in COUNTS.items()}
 
   def _generate_examples(self, split, count):
+    side, _, seed = self.builder_config.name.partition("_")
     for i in range(count):
-      yield i, example(scene(split, i, int(self.builder_config.name)), i)
+      yield i, example(scene(split, i, int(side), int(seed or 0)), i)
 
 
 def example(found: Scene, index: int) -> dict:

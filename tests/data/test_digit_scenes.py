@@ -321,9 +321,9 @@ def test_what_is_stored_is_what_is_drawn(tmp_path, monkeypatch):
       assert not any(objects["is_crowd"])
 
 
-@pytest.mark.parametrize("side", digit_scenes.SIDES)
+@pytest.mark.parametrize("side", [*digit_scenes.SIDES, digit_scenes.LIMITS[1], 101])
 def test_digits_grow_with_the_canvas(side):
-  found = [digit_scenes.scene("test", i, side) for i in range(8)]
+  found = [digit_scenes.scene("test", i, side) for i in range(8 if side < 512 else 2)]
   assert {s.image.shape for s in found} == {(side, side, 3)}
   assert {s.instances.shape for s in found} == {(side, side)}
   assert all(judge(s) for s in found)
@@ -339,12 +339,34 @@ def test_masks_are_small_files():
   assert images.decode(record["instances"].getvalue()).shape == (128, 128, 1)
 
 
-@pytest.mark.parametrize("name", ["digit_scenes/65", "digit_scenes/", "digits/64", "digit_scene"])
+@pytest.mark.parametrize(
+  "name",
+  [
+    "digit_scenes/63",
+    "digit_scenes/1025",
+    "digit_scenes/064",
+    "digit_scenes/64_",
+    "digit_scenes/64_x",
+    "digit_scenes/",
+    "digits/64",
+    "digit_scene",
+  ],
+)
 def test_variants_that_there_are_not(name, tmp_path):
   with pytest.raises(UserError, match=f"unknown dataset '{name}'; did you mean 'digit") as error:
     sources.open_source(Data(name, data_dir=str(tmp_path)), "train")
   assert "'data.name'" in str(error.value)
   assert not list(tmp_path.iterdir())
+
+
+def test_any_side_and_seed_may_be_asked_for(tmp_path, monkeypatch):
+  monkeypatch.setattr(digit_scenes, "COUNTS", {"train": 1, "test": 2})
+  for name, side, seed in (("digit_scenes/80", 80, 0), ("digit_scenes/80_7", 80, 7)):
+    for _ in range(2):  # drawn, then found
+      records = sources.open_records(sources.open_builder(Data(name, data_dir=str(tmp_path))), "test", name)
+    for record in records:
+      found = digit_scenes.scene("test", int(record["id"]), side, seed)
+      np.testing.assert_array_equal(record["image"], found.image)
 
 
 def test_the_default_is_of_128(tmp_path, monkeypatch):
