@@ -16,7 +16,7 @@ WIDER = 2  # sides of a square, in those of the box
 
 
 class DigitScenesCropped(tfds.core.GeneratorBasedBuilder):
-  """18,003 training and 2,242 test images of 10 classes; `image` [32, 32, 3] uint8, `label`, of the digit in front."""
+  """18,003 training and 2,242 test images of 10 classes; `image` [32, 32, 3] uint8, `label` of the digit amid it."""
 
   VERSION = tfds.core.Version("1.0.0")
   RELEASE_NOTES = {"1.0.0": "First release."}

@@ -13,9 +13,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from detection_cpu import devices
 from PIL import Image
-
-from flaxonomy.train import cpu
 
 
 def main() -> None:
@@ -27,8 +26,7 @@ def main() -> None:
   given = parser.parse_args()
   if hasattr(os, "sched_setaffinity"):
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:1])
-  cpu.huge_pages()
-  cpu.one_thread_each(1)
+  devices(1)
   from flaxonomy.train import inference, loop
 
   with tempfile.TemporaryDirectory() as folder:

@@ -15,7 +15,7 @@ from PIL import Image
 
 from flaxonomy.configs.base import Data
 from flaxonomy.data import images, sources
-from flaxonomy.data.datasets import digit_scenes, digit_scenes_cropped, digits
+from flaxonomy.data.datasets import digit_scenes, digits
 from flaxonomy.data.datasets.digits import Digits
 from flaxonomy.errors import UserError
 
@@ -375,34 +375,3 @@ def test_the_default_is_of_128(tmp_path, monkeypatch):
     builder = sources.open_builder(Data(name, data_dir=str(tmp_path)))
     assert sources.open_records(builder, "test", name)[0]["image"].shape == (128, 128, 3)
   assert [path.name for path in (tmp_path / "digit_scenes").glob("[0-9]*")] == ["128"]
-
-
-# Digits one by one.
-
-
-def test_digits_cut_out_are_the_middle_of_a_square(every):
-  """Where the longer side is 16 nothing is resized; off the canvas its edge is repeated."""
-  whole = 0
-  for scene in every:
-    padded = Image.fromarray(np.pad(scene.image, ((128, 128), (128, 128), (0, 0)), "edge"))
-    for thing in scene.objects:
-      y0, x0, y1, x1 = thing.box
-      side = 2 * max(y1 - y0, x1 - x0)
-      y, x = 128 + (y0 + y1 - side) // 2, 128 + (x0 + x1 - side) // 2
-      square = padded.crop((x, y, x + side, y + side))
-      whole += side == 32
-      expected = square if side == 32 else square.resize((32, 32), Image.Resampling.BILINEAR)
-      found = digit_scenes_cropped.cropped(scene.image, thing.box)
-      np.testing.assert_array_equal(found, np.asarray(expected))
-  assert whole > 5
-
-
-def test_every_digit_of_a_scene_is_cut_out(scenes):
-  builder = digit_scenes_cropped.DigitScenesCropped
-  found = list(builder._generate_examples(None, "test", 50))
-  labels = [(f"{i}_{k}", thing.label) for i, s in enumerate(scenes["test"]) for k, thing in enumerate(s.objects)]
-  assert [(key, example["label"]) for key, example in found] == labels
-  assert (
-    np.asarray(Image.open(found[0][1]["image"]))
-    == digit_scenes_cropped.cropped(scenes["test"][0].image, scenes["test"][0].objects[0].box)
-  ).all()

@@ -64,9 +64,7 @@ def build(config, info, devices: int) -> Task:
     pictures=lambda batch, outputs, sums: pictures(info.class_names, shown, batch, outputs),
     augment=change,
     specs=learner.specs,
-    serve=None
-    if detector.proposals
-    else Serve(serve, shape, jnp.uint8, example),  # what is served is given images alone
+    serve=None if detector.proposals else Serve(serve, shape, jnp.uint8, example),  # which is given images alone
     table=functools.partial(table, shown),
     given=lambda inputs: given(config.data, shape, info.class_names, inputs),
     tiles=functools.partial(tiles, config.data, info.class_names),
